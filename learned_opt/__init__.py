@@ -1,0 +1,14 @@
+"""Learned optimizers in JAX: meta-train them, judge them, use them as optax transformations."""
+
+from learned_opt import datasets as datasets
+from learned_opt import estimators as estimators
+from learned_opt import meta_losses as meta_losses
+from learned_opt import optimizees as optimizees
+from learned_opt import optimizers as optimizers
+from learned_opt.base import ImageDataset as ImageDataset
+from learned_opt.base import Info as Info
+from learned_opt.base import LearnedOptimizer as LearnedOptimizer
+from learned_opt.base import MetaGradientEstimator as MetaGradientEstimator
+from learned_opt.base import Optimizee as Optimizee
+
+__version__ = "0.1.0"

@@ -1,0 +1,8 @@
+"""Meta-gradient estimators, one a file."""
+
+from learned_opt.estimators.backprop import drop_diverged as drop_diverged
+from learned_opt.estimators.backprop import full_unroll as full_unroll
+from learned_opt.estimators.backprop import truncated_backprop as truncated_backprop
+
+# The estimators that a command can name.
+ESTIMATORS = (truncated_backprop, full_unroll)

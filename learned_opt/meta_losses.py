@@ -1,0 +1,119 @@
+"""Meta-losses: how the losses along an unroll become one number.
+
+A meta-loss is a function ``(losses, steps) -> scalar`` of the outer losses ``[U]`` at theta_s for
+the inner steps `steps`, an int32 ``[U]`` array that counts the updates applied so far: 1 after the
+first update, `horizon` after the last. Any function of this signature will do.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from learned_opt.base import MetaLoss
+
+
+def weighted_sum(weights: float | Sequence[float] | chex.Array = 1.0) -> MetaLoss:
+  """sum_t w_t f(theta_t), the paper's meta-loss (section 2, equation 3).
+
+  Args:
+    weights: w_t, one number for all steps (the paper's is 1) or one for each step of the horizon.
+
+  Returns:
+    The meta-loss.
+
+  Raises:
+    ValueError: if a weight is not finite, or the weights are no number or vector. An estimator
+      raises it if there are fewer weights than its horizon has steps.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt import meta_losses
+    >>> losses, steps = jnp.array([3.0, 2.0]), jnp.array([1, 2])
+    >>> float(meta_losses.weighted_sum()(losses, steps))
+    5.0
+    >>> float(meta_losses.weighted_sum([0.0, 1.0])(losses, steps))
+    2.0
+  """
+  weights = np.asarray(weights, np.float64)
+  if weights.ndim > 1 or weights.size == 0 or not np.all(np.isfinite(weights)):
+    raise ValueError(f"weights must be a finite number or one for each step, got {weights}")
+
+  def meta_loss(losses: jax.Array, steps: jax.Array) -> jax.Array:
+    if weights.ndim == 0:
+      return float(weights) * jnp.sum(losses)
+    at_steps = jnp.asarray(weights, losses.dtype).at[steps - 1].get(mode="fill", fill_value=jnp.nan)
+    return jnp.sum(at_steps * losses)
+
+  return meta_loss
+
+
+def mean(losses: jax.Array, steps: jax.Array) -> jax.Array:
+  """The mean loss over the steps of the unroll.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt import meta_losses
+    >>> float(meta_losses.mean(jnp.array([3.0, 2.0]), jnp.array([1, 2])))
+    2.5
+  """
+  del steps
+  return jnp.mean(losses)
+
+
+def final(losses: jax.Array, steps: jax.Array) -> jax.Array:
+  """The loss after the last update of the unroll (of each truncation, where there are several).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt import meta_losses
+    >>> float(meta_losses.final(jnp.array([3.0, 2.0]), jnp.array([1, 2])))
+    2.0
+  """
+  del steps
+  return losses[-1]
+
+
+def mean_log(losses: jax.Array, steps: jax.Array) -> jax.Array:
+  """The mean of log(f(theta_t) + 1e-6), which gives small losses the weight of large ones.
+
+  The gradient is that of the scale-free objective of Wichrowska et al. (2017), section 3.4, whose
+  division by the initial loss only subtracts a constant. For losses that are not negative.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt import meta_losses
+    >>> round(float(meta_losses.mean_log(jnp.array([1.0, 1.0]), jnp.array([1, 2]))), 5)
+    0.0
+  """
+  del steps
+  return jnp.mean(jnp.log(losses + 1e-6))
+
+
+def check_meta_loss(meta_loss: MetaLoss, horizon: int) -> None:
+  """Checks that a meta-loss gives a finite scalar for a whole horizon of losses equal to one.
+
+  Raises:
+    TypeError: if it is not callable.
+    ValueError: if it does not return a finite scalar.
+
+  Example:
+    >>> from learned_opt import meta_losses
+    >>> meta_losses.check_meta_loss(meta_losses.weighted_sum([1.0] * 20), horizon=100)
+    Traceback (most recent call last):
+      ...
+    ValueError: meta_loss must return a finite scalar for a horizon of 100 steps, got nan; \
+weighted_sum needs a weight for each step
+  """
+  if not callable(meta_loss):
+    raise TypeError(
+      f"meta_loss must be a function such as meta_losses.weighted_sum(), got {meta_loss!r}"
+    )
+  value = np.asarray(meta_loss(jnp.ones(horizon), jnp.arange(1, horizon + 1)))
+  if value.shape or not np.isfinite(value):
+    raise ValueError(
+      f"meta_loss must return a finite scalar for a horizon of {horizon} steps, got {value}; "
+      "weighted_sum needs a weight for each step"
+    )

@@ -1,0 +1,91 @@
+"""Random quadratics: the paper's first experiment (section 3.1)."""
+
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from learned_opt.base import Optimizee
+
+
+class QuadraticConstants(NamedTuple):
+  """The constants of one problem: ``w`` is ``[dimension, dimension]``, ``y`` ``[dimension]``."""
+
+  w: jax.Array
+  y: jax.Array
+
+
+@functools.cache
+def quadratic(
+  dimension: int = 10,
+  distribution: Literal["uniform", "gaussian"] = "uniform",
+  gradient_scale: float = 1.0,
+  initial_scale: float = 0.01,
+) -> Optimizee:
+  """f(theta) = |W theta - y|^2, with W, y and theta_0 redrawn for each problem.
+
+  Source: Andrychowicz et al. (2016), section 3.1, in ten dimensions. The text draws W and y from
+  a Gaussian; the published curves, which start at E|y|^2 = 10/3, are those of the released code's
+  uniform distribution on [0, 1).
+
+  Args:
+    dimension: n, the number of coordinates.
+    distribution: of W and y, ``"uniform"`` on [0, 1) or ``"gaussian"`` of unit variance.
+    gradient_scale: what an optimizer sees of the gradient is multiplied by it; the loss is not.
+      The released code's loss is a mean over 128 problems, so its optimizer sees 1 / 128 of each
+      problem's own gradient.
+    initial_scale: standard deviation of theta_0.
+
+  Returns:
+    The optimizee; its params are a float32 ``[dimension]`` vector.
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Example:
+    >>> import jax
+    >>> from learned_opt import optimizees
+    >>> optimizee = optimizees.quadratic(dimension=3)
+    >>> params, constants = optimizee.init(jax.random.key(0), optimizee.data)
+    >>> params.shape, constants.w.shape, constants.y.shape
+    ((3,), (3, 3), (3,))
+  """
+  if dimension < 1:
+    raise ValueError(f"dimension must be at least 1, got {dimension}")
+  draws = {"uniform": jax.random.uniform, "gaussian": jax.random.normal}
+  if distribution not in draws:
+    raise ValueError(f"distribution must be 'uniform' or 'gaussian', got {distribution!r}")
+  if not (math.isfinite(gradient_scale) and gradient_scale > 0):
+    raise ValueError(f"gradient_scale must be positive and finite, got {gradient_scale}")
+  if not (math.isfinite(initial_scale) and initial_scale >= 0):
+    raise ValueError(f"initial_scale must be finite and not negative, got {initial_scale}")
+
+  def init(key, data):
+    del data
+    w_key, y_key, theta_key = jax.random.split(key, 3)
+    w = draws[distribution](w_key, (dimension, dimension))
+    y = draws[distribution](y_key, (dimension,))
+    theta = initial_scale * jax.random.normal(theta_key, (dimension,))
+    return theta, QuadraticConstants(w, y)
+
+  def loss(params, constants, data, key):
+    del data, key
+    residual = constants.w @ scale_gradient(params, gradient_scale) - constants.y
+    return jnp.sum(residual**2)
+
+  return Optimizee(init, loss)
+
+
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+  """x itself, whose gradient is multiplied by a factor.
+
+  Example:
+    >>> import jax
+    >>> from learned_opt.optimizees.quadratic import scale_gradient
+    >>> value, grad = jax.value_and_grad(lambda x: scale_gradient(x, 0.5) ** 2)(3.0)
+    >>> float(value), float(grad)
+    (9.0, 3.0)
+  """
+  return x if factor == 1.0 else factor * x + jax.lax.stop_gradient((1.0 - factor) * x)

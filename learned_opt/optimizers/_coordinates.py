@@ -1,0 +1,74 @@
+"""A tree of arrays as one vector of coordinates, leaf after leaf, and back."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from learned_opt.base import check_params
+
+
+def count(params: chex.ArrayTree) -> int:
+  """The number of coordinates of a tree; raises `TypeError` for leaves that have none."""
+  check_params(params)
+  return sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+
+
+def flatten(
+  grads: chex.ArrayTree, params: chex.ArrayTree | None, dtype: chex.ArrayDType, expected: int
+) -> jax.Array:
+  """All gradients as one ``[coordinates]`` vector of the given dtype.
+
+  Args:
+    grads: the gradients, any pytree.
+    params: the parameters, where known: then both trees must agree.
+    dtype: of the result.
+    expected: the number of coordinates that the optimizer's state was made for.
+
+  Raises:
+    TypeError: if a leaf is not real floating point.
+    ValueError: if the trees or the number of coordinates differ.
+  """
+  check_params(grads, "updates")
+  if params is not None:
+    _check_like(grads, params)
+  leaves = jax.tree.leaves(grads)
+  found = sum(jnp.size(leaf) for leaf in leaves)
+  if found != expected:
+    raise ValueError(
+      f"updates have {found} coordinates, but the optimizer's state was made for {expected}: call "
+      "tx.init with the params that these gradients belong to"
+    )
+  if not leaves:
+    return jnp.zeros((0,), dtype)
+  return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in leaves])
+
+
+def unflatten(
+  flat: jax.Array, grads: chex.ArrayTree, params: chex.ArrayTree | None
+) -> chex.ArrayTree:
+  """The vector as a tree with the shapes of `grads` and the dtypes of `params`, if given."""
+  leaves, treedef = jax.tree.flatten(grads)
+  like = leaves if params is None else jax.tree.leaves(params)
+  ends = np.cumsum([jnp.size(leaf) for leaf in leaves])[:-1]
+  parts = jnp.split(flat, ends)
+  return treedef.unflatten(
+    jnp.reshape(part, jnp.shape(leaf)).astype(jnp.result_type(target))
+    for part, leaf, target in zip(parts, leaves, like, strict=False)
+  )
+
+
+def _check_like(grads: chex.ArrayTree, params: chex.ArrayTree) -> None:
+  if jax.tree.structure(grads) != jax.tree.structure(params):
+    raise ValueError(
+      "updates and params must have the same tree structure, got "
+      f"{jax.tree.structure(grads)} and {jax.tree.structure(params)}"
+    )
+  for (path, grad), leaf in zip(
+    jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(params), strict=True
+  ):
+    if jnp.shape(grad) != jnp.shape(leaf):
+      where = jax.tree_util.keystr(path)
+      raise ValueError(
+        f"updates{where} has shape {jnp.shape(grad)}, but params{where} has {jnp.shape(leaf)}"
+      )
