@@ -7,8 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.base import Info, InnerState, LearnedOptimizer, MetaGradientEstimator, MetaLoss
-from learned_opt.base import Optimizee, Trajectory
+from learned_opt.base import (
+  Info,
+  InnerState,
+  LearnedOptimizer,
+  MetaGradientEstimator,
+  MetaLoss,
+  Optimizee,
+  Trajectory,
+)
 from learned_opt.meta_losses import check_meta_loss, weighted_sum
 from learned_opt.unroll import init_inner_state, unroll
 

@@ -79,7 +79,7 @@ def quadratic(
 
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
-  """x itself, whose gradient is multiplied by a factor.
+  """X itself, whose gradient is multiplied by a factor.
 
   Example:
     >>> import jax
