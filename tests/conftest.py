@@ -1,0 +1,52 @@
+"""What holds in every test: strict numerics, quick compilation; and where shared data lie."""
+
+import os
+import pathlib
+
+REPO_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# The environment, and not `jax.config`, so that the processes which tests start inherit it. It must
+# be set before JAX is imported.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=1"
+).strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPO_ROOT / "tests" / ".cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+import chex  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture
+def key() -> jax.Array:
+  """A random key; tests that need several split it."""
+  return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_trace_counts():
+  """`chex.assert_max_traces` counts by source line; each case of a test starts anew."""
+  chex.clear_trace_counter()
+
+
+@pytest.fixture
+def x64():
+  """64-bit arithmetic for the whole test."""
+  with jax.enable_x64(True):
+    yield
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> pathlib.Path:
+  return REPO_ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+  """The folder with real data beside the repository; tests that need it skip without it."""
+  path = pathlib.Path(os.environ.get("LEARNED_OPT_SHARED", REPO_ROOT.parent / "shared"))
+  if not (path / "data").is_dir():
+    pytest.skip(f"no real data at {path}: set LEARNED_OPT_SHARED to the folder that holds data/")
+  return path
