@@ -154,6 +154,27 @@ class _LossWithoutConstants:
     return self.function(params, data, key) if self.has_data else self.function(params, key)
 
 
+class CoordinatewiseRule(NamedTuple):
+  """A purely coordinatewise optimizer, for many coordinates side by side.
+
+  What a `LearnedOptimizer` declares if the update of a coordinate depends on nothing but the
+  gradients of that coordinate. Backpropagation can then replay the optimizer in blocks of
+  coordinates. All leaves of the state have the coordinates as their last axis, so that a row is
+  one feature of all coordinates.
+
+  Attributes:
+    init: ``(meta_params, num_coordinates) -> state`` with ``[..., num_coordinates]`` leaves.
+    update: ``(meta_params, grads, state) -> (updates, state)`` for ``[coordinates]`` gradients;
+      equal, to rounding, to what the optax form computes.
+  """
+
+  init: Callable[[chex.ArrayTree, int], chex.ArrayTree]
+  update: Callable[
+    [chex.ArrayTree, jax.Array, chex.ArrayTree],
+    tuple[jax.Array, chex.ArrayTree],
+  ]
+
+
 class LearnedOptimizer(NamedTuple):
   """A learned-optimizer architecture: m_phi of the paper, before its weights are known.
 
@@ -164,12 +185,15 @@ class LearnedOptimizer(NamedTuple):
     name: the name of the factory in `learned_opt.optimizers`, by which a saved optimizer finds
       its architecture again; None for architectures that are not part of the library.
     config: the factory's arguments, JSON values and dataclasses only.
+    coordinatewise: the same optimizer as a `CoordinatewiseRule`, None if it is not one or has no
+      such form.
   """
 
   init: Callable[[chex.PRNGKey], chex.ArrayTree]
   optimizer: Callable[[chex.ArrayTree], optax.GradientTransformationExtraArgs]
   name: str | None = None
   config: Mapping[str, Any] | None = None
+  coordinatewise: CoordinatewiseRule | None = None
 
 
 class InnerState(NamedTuple):

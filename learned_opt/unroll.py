@@ -17,8 +17,7 @@ import optax
 
 from learned_opt.base import InnerState, Optimizee, Trajectory
 
-# What the key of a step is folded with to draw what the outer loss needs: its minibatch is
-# independent of the one that the inner step sees.
+# Folded into the key of a step for what the outer loss draws.
 _OUTER_LOSS = 1
 
 
@@ -48,9 +47,30 @@ def init_inner_state(
   return InnerState(params, tx.init(params), constants, run_key, jnp.zeros((), jnp.int32))
 
 
-def _loss_at(optimizee: Optimizee, state: InnerState) -> jax.Array:
-  key = jax.random.fold_in(state.key, state.step)
-  return optimizee.loss(state.params, state.constants, optimizee.data, key)
+def step_key(state: InnerState) -> chex.PRNGKey:
+  """The key of the inner loss at this step: it draws the minibatch.
+
+  Example:
+    >>> import jax, optax
+    >>> from learned_opt import optimizees, unroll
+    >>> state = unroll.init_inner_state(optimizees.quadratic(), optax.sgd(0.01), jax.random.key(0))
+    >>> bool(unroll.step_key(state) == jax.random.fold_in(state.key, 0))
+    True
+  """
+  return jax.random.fold_in(state.key, state.step)
+
+
+def outer_loss_key(state: InnerState) -> chex.PRNGKey:
+  """The key of the outer loss at this step, independent of the inner loss's.
+
+  Example:
+    >>> import jax, optax
+    >>> from learned_opt import optimizees, unroll
+    >>> state = unroll.init_inner_state(optimizees.quadratic(), optax.sgd(0.01), jax.random.key(0))
+    >>> bool(unroll.outer_loss_key(state) == unroll.step_key(state))
+    False
+  """
+  return jax.random.fold_in(step_key(state), _OUTER_LOSS)
 
 
 def inner_step(
@@ -85,7 +105,7 @@ def inner_step(
     >>> int(state.step), loss.shape
     (1, ())
   """
-  key = jax.random.fold_in(state.key, state.step)
+  key = step_key(state)
 
   def value_fn(params: chex.ArrayTree) -> jax.Array:
     return optimizee.loss(params, state.constants, optimizee.data, key)
@@ -145,12 +165,8 @@ def unroll(
     new_state, loss = step(state)
     if optimizee.outer_loss is None:
       return new_state, (loss, None)
-    step_key = jax.random.fold_in(new_state.key, new_state.step)
     outer_loss = optimizee.outer_loss(
-      new_state.params,
-      new_state.constants,
-      optimizee.data,
-      jax.random.fold_in(step_key, _OUTER_LOSS),
+      new_state.params, new_state.constants, optimizee.data, outer_loss_key(new_state)
     )
     return new_state, (loss, outer_loss)
 
@@ -159,5 +175,6 @@ def unroll(
     # barriers that would prevent it are not needed.
     body = jax.checkpoint(body, prevent_cse=False)
   state, (losses, outer_losses) = jax.lax.scan(body, state, length=num_steps)
-  losses = jnp.append(losses, _loss_at(optimizee, state))
+  last = optimizee.loss(state.params, state.constants, optimizee.data, step_key(state))
+  losses = jnp.append(losses, last)
   return state, Trajectory(losses, losses[1:] if outer_losses is None else outer_losses)

@@ -1,6 +1,6 @@
 """Meta-gradient estimators, one a file."""
 
-from learned_opt.estimators.backprop import drop_diverged as drop_diverged
+from learned_opt.estimators._autodiff import drop_diverged as drop_diverged
 from learned_opt.estimators.backprop import full_unroll as full_unroll
 from learned_opt.estimators.backprop import truncated_backprop as truncated_backprop
 

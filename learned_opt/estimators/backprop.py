@@ -1,23 +1,16 @@
 """Meta-gradients by backpropagation through the unrolled optimization (paper, section 2)."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.base import (
-  Info,
-  InnerState,
-  LearnedOptimizer,
-  MetaGradientEstimator,
-  MetaLoss,
-  Optimizee,
-  Trajectory,
-)
+from learned_opt.base import Info, InnerState, LearnedOptimizer, MetaGradientEstimator, MetaLoss
+from learned_opt.estimators import _paths
+from learned_opt.estimators._autodiff import autodiff_path
+from learned_opt.estimators._replay import replay_path
 from learned_opt.meta_losses import check_meta_loss, weighted_sum
-from learned_opt.unroll import init_inner_state, unroll
 
 
 class TruncatedState(NamedTuple):
@@ -40,6 +33,7 @@ def truncated_backprop(
   *,
   second_order: bool = False,
   remat: bool = False,
+  path: Literal["auto", "autodiff", "replay"] = "auto",
 ) -> MetaGradientEstimator:
   """Backpropagation through one truncation of `unroll_length` steps at a time.
 
@@ -48,7 +42,7 @@ def truncated_backprop(
   f(theta_1), ..., f(theta_horizon) belongs to exactly one truncation: the one that made its last
   update, which therefore receives its gradient. Biased unless ``unroll_length == horizon``.
 
-  Problems that diverge are left out by `drop_diverged`, and replaced before the next truncation.
+  Problems that diverge are left out as by `drop_diverged`, and replaced before the next truncation.
 
   Source: Andrychowicz et al. (2016), section 2; the defaults are those of its MNIST experiment.
 
@@ -59,6 +53,10 @@ def truncated_backprop(
     meta_loss: one of `learned_opt.meta_losses`, or any function of that signature.
     second_order: whether to differentiate through the optimizee's gradients.
     remat: whether to recompute each inner step in the backward pass, to save memory.
+    path: how the gradient is computed. ``"autodiff"`` differentiates through the scan, the
+      reference; ``"replay"`` is faster, equal to rounding, and possible for first-order gradients
+      of purely coordinatewise optimizers, with `remat` implied; ``"auto"`` chooses it where it is
+      possible.
 
   Returns:
     The estimator.
@@ -88,52 +86,47 @@ def truncated_backprop(
       f"horizon must be a multiple of unroll_length, got horizon={horizon} and "
       f"unroll_length={unroll_length}; horizon={near} would work"
     )
+  if path not in ("auto", "autodiff", "replay"):
+    raise ValueError(f"path must be 'auto', 'autodiff' or 'replay', got {path!r}")
+  if path == "replay" and second_order:
+    raise ValueError("path='replay' is first order: use path='autodiff' with second_order=True")
   check_meta_loss(meta_loss, horizon)
 
+  def path_for(learned_optimizer: LearnedOptimizer) -> _paths.Path:
+    if chooses_replay(learned_optimizer):
+      return replay_path(unroll_length, meta_loss)
+    return autodiff_path(unroll_length, meta_loss, second_order, remat)
+
+  def chooses_replay(learned_optimizer: LearnedOptimizer) -> bool:
+    possible = learned_optimizer.coordinatewise is not None
+    if path == "replay" and not possible:
+      raise ValueError(
+        f"path='replay' needs a purely coordinatewise optimizer; {learned_optimizer.name} declares "
+        "no CoordinatewiseRule. path='autodiff' works for all"
+      )
+    return path == "replay" or (path == "auto" and possible and not second_order)
+
   def draw(optimizee, learned_optimizer, meta_params, key) -> InnerState:
-    tx = learned_optimizer.optimizer(meta_params)
     keys = jax.random.split(key, meta_batch_size)
-    return jax.vmap(lambda key: init_inner_state(optimizee, tx, key))(keys)
+    return path_for(learned_optimizer).draw(optimizee, learned_optimizer, meta_params, keys)
 
   def init(optimizee, learned_optimizer, meta_params, key) -> TruncatedState:
     problems = draw(optimizee, learned_optimizer, meta_params, key)
     return TruncatedState(problems, jnp.ones(meta_batch_size, bool))
 
-  def problem_loss(
-    meta_params: chex.ArrayTree,
-    optimizee: Optimizee,
-    learned_optimizer: LearnedOptimizer,
-    state: InnerState,
-  ) -> tuple[jax.Array, tuple[InnerState, Trajectory]]:
-    new_state, trajectory = unroll(
-      optimizee,
-      learned_optimizer.optimizer(meta_params),
-      state,
-      unroll_length,
-      second_order=second_order,
-      remat=remat,
-    )
-    steps = state.step + jnp.arange(1, unroll_length + 1)
-    return meta_loss(trajectory.outer_losses, steps), (new_state, trajectory)
-
   def estimate(optimizee, learned_optimizer, meta_params, state: TruncatedState, key):
+    chosen = path_for(learned_optimizer)
     fresh = draw(optimizee, learned_optimizer, meta_params, key)
-    problems = _where(state.restart, fresh, state.problems)
-
-    def gradient(problem: InnerState):
-      return jax.value_and_grad(problem_loss, has_aux=True)(
-        meta_params, optimizee, learned_optimizer, problem
-      )
-
-    (losses, (problems, trajectories)), grads = jax.vmap(gradient)(problems)
-    meta_grads, diverged = drop_diverged(losses, grads)
+    problems = chosen.choose(state.restart, fresh, state.problems)
+    segment = chosen.gradient(optimizee, learned_optimizer, meta_params, problems)
     info = Info(
-      meta_loss=_mean_where(~diverged, losses),
-      losses=_mean_where(~diverged, trajectories.losses),
-      num_diverged=jnp.sum(diverged, dtype=jnp.int32),
-      meta_grad_norm=optax.global_norm(meta_grads),
+      meta_loss=_paths.mean_where(~segment.diverged, segment.meta_losses),
+      losses=_paths.mean_where(~segment.diverged, segment.trajectory.losses),
+      num_diverged=jnp.sum(segment.diverged, dtype=jnp.int32),
+      meta_grad_norm=optax.global_norm(segment.meta_grads),
     )
-    return meta_grads, TruncatedState(problems, diverged | (problems.step >= horizon)), info
+    restart = segment.diverged | (segment.problems.step >= horizon)
+    return segment.meta_grads, TruncatedState(segment.problems, restart), info
 
   return MetaGradientEstimator(init, estimate, horizon)
 
@@ -145,6 +138,7 @@ def full_unroll(
   *,
   second_order: bool = False,
   remat: bool = False,
+  path: Literal["auto", "autodiff", "replay"] = "auto",
 ) -> MetaGradientEstimator:
   """Backpropagation through the whole optimization of fresh problems, `horizon` steps at once.
 
@@ -157,6 +151,10 @@ def full_unroll(
     meta_loss: one of `learned_opt.meta_losses`, or any function of that signature.
     second_order: whether to differentiate through the optimizee's gradients.
     remat: whether to recompute each inner step in the backward pass, to save memory.
+    path: how the gradient is computed. ``"autodiff"`` differentiates through the scan, the
+      reference; ``"replay"`` is faster, equal to rounding, and possible for first-order gradients
+      of purely coordinatewise optimizers, with `remat` implied; ``"auto"`` chooses it where it is
+      possible.
 
   Returns:
     The estimator.
@@ -177,52 +175,8 @@ def full_unroll(
     meta_loss=meta_loss,
     second_order=second_order,
     remat=remat,
+    path=path,
   )
-
-
-def drop_diverged(
-  meta_losses: jax.Array, meta_grads: chex.ArrayTree
-) -> tuple[chex.ArrayTree, jax.Array]:
-  """The mean meta-gradient over the problems whose loss and gradient are finite.
-
-  A problem has diverged if its meta-loss or any element of its meta-gradient is NaN or infinite.
-  It then contributes nothing, and the mean is over the others; if all diverged it is zero.
-
-  Args:
-    meta_losses: ``[problems]``.
-    meta_grads: a tree of ``[problems, ...]`` arrays.
-
-  Returns:
-    The mean meta-gradient, and a bool ``[problems]`` array that is true where one diverged.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> from learned_opt.estimators import drop_diverged
-    >>> grads, diverged = drop_diverged(jnp.array([1.0, jnp.nan]), jnp.array([2.0, 5.0]))
-    >>> float(grads), diverged.tolist()
-    (2.0, [False, True])
-  """
-  leaves = [meta_losses, *jax.tree.leaves(meta_grads)]
-  finite = jnp.stack([_all_finite(leaf) for leaf in leaves]).all(0)
-  grads = jax.tree.map(lambda leaf: _mean_where(finite, leaf, if_none=0.0), meta_grads)
-  return grads, ~finite
-
-
-def _all_finite(leaf: jax.Array) -> jax.Array:
-  return jnp.isfinite(leaf).reshape(leaf.shape[0], -1).all(1)
-
-
-def _mean_where(keep: jax.Array, leaf: jax.Array, if_none: float = jnp.nan) -> jax.Array:
-  total = jnp.sum(_where(keep, leaf, jnp.zeros_like(leaf)), axis=0)
-  number = jnp.sum(keep)
-  return jnp.where(number > 0, total / jnp.maximum(number, 1).astype(leaf.dtype), if_none)
-
-
-def _where(condition: jax.Array, on_true: chex.ArrayTree, on_false: chex.ArrayTree):
-  def select(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
-
-  return jax.tree.map(select, on_true, on_false)
 
 
 def _check_positive(**sizes: int) -> None:

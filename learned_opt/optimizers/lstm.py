@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.base import LearnedOptimizer
-from learned_opt.optimizers import _coordinates
+from learned_opt import _coordinates
+from learned_opt.base import CoordinatewiseRule, LearnedOptimizer
+from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
 from learned_opt.optimizers._preprocessing import LogAndSign, Preprocessing
 
 
@@ -169,6 +170,18 @@ def lstm(
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
+  def rule_init(meta_params: chex.ArrayTree, num_coordinates: int) -> tuple[Cell, ...]:
+    dtype = jax.tree.leaves(meta_params)[0].dtype
+    zeros = functools.partial(jnp.zeros, (hidden_size, num_coordinates), dtype)
+    return tuple(Cell(zeros(), zeros()) for _ in range(num_layers))
+
+  def rule_update(meta_params: chex.ArrayTree, grads: jax.Array, state: tuple[Cell, ...]):
+    gates = [meta_params[f"layer_{index}"]["gates"] for index in range(num_layers)]
+    layers = tuple(layer_weights(g["kernel"], g["bias"], forget_bias) for g in gates)
+    state = stack_step(layers, jnp.moveaxis(preprocessing(grads), -1, 0), state)
+    output = meta_params["output"]
+    return output_scale * ((output["kernel"].T @ state[-1].h)[0] + output["bias"]), state
+
   config = {
     "num_layers": num_layers,
     "hidden_size": hidden_size,
@@ -176,4 +189,5 @@ def lstm(
     "output_scale": output_scale,
     "forget_bias": forget_bias,
   }
-  return LearnedOptimizer(init, optimizer, "lstm", config)
+  rule = CoordinatewiseRule(rule_init, rule_update)
+  return LearnedOptimizer(init, optimizer, "lstm", config, rule)

@@ -32,16 +32,19 @@ def flatten(
   check_params(grads, "updates")
   if params is not None:
     _check_like(grads, params)
-  leaves = jax.tree.leaves(grads)
-  found = sum(jnp.size(leaf) for leaf in leaves)
+  found = count(grads)
   if found != expected:
     raise ValueError(
       f"updates have {found} coordinates, but the optimizer's state was made for {expected}: call "
       "tx.init with the params that these gradients belong to"
     )
-  if not leaves:
-    return jnp.zeros((0,), dtype)
-  return jnp.concatenate([jnp.ravel(leaf).astype(dtype) for leaf in leaves])
+  return concatenate(grads, dtype)
+
+
+def concatenate(tree: chex.ArrayTree, dtype: chex.ArrayDType) -> jax.Array:
+  """All leaves as one ``[coordinates]`` vector of the given dtype."""
+  leaves = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
+  return jnp.concatenate(leaves) if leaves else jnp.zeros((0,), dtype)
 
 
 def unflatten(

@@ -1,0 +1,71 @@
+"""The reference path: autodiff through the scan, problem by problem."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from learned_opt.base import InnerState, LearnedOptimizer, MetaLoss, Optimizee
+from learned_opt.estimators import _paths
+from learned_opt.unroll import init_inner_state, unroll
+
+
+def drop_diverged(
+  meta_losses: jax.Array, meta_grads: chex.ArrayTree
+) -> tuple[chex.ArrayTree, jax.Array]:
+  """The mean meta-gradient over the problems whose loss and gradient are finite.
+
+  A problem has diverged if its meta-loss or any element of its meta-gradient is NaN or infinite.
+  It then contributes nothing, and the mean is over the others; if all diverged it is zero.
+
+  Args:
+    meta_losses: ``[problems]``.
+    meta_grads: a tree of ``[problems, ...]`` arrays.
+
+  Returns:
+    The mean meta-gradient, and a bool ``[problems]`` array that is true where one diverged.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt.estimators import drop_diverged
+    >>> grads, diverged = drop_diverged(jnp.array([1.0, jnp.nan]), jnp.array([2.0, 5.0]))
+    >>> float(grads), diverged.tolist()
+    (2.0, [False, True])
+  """
+  finite = _paths.all_finite((meta_losses, meta_grads))
+  grads = jax.tree.map(lambda leaf: _paths.mean_where(finite, leaf, if_none=0.0), meta_grads)
+  return grads, ~finite
+
+
+def autodiff_path(
+  unroll_length: int, meta_loss: MetaLoss, second_order: bool, remat: bool
+) -> _paths.Path:
+  """Differentiates through `learned_opt.unroll.unroll`; any optimizee, any learned optimizer."""
+
+  def draw(optimizee, learned_optimizer, meta_params, keys) -> InnerState:
+    tx = learned_optimizer.optimizer(meta_params)
+    return jax.vmap(lambda key: init_inner_state(optimizee, tx, key))(keys)
+
+  def problem_loss(
+    meta_params: chex.ArrayTree,
+    optimizee: Optimizee,
+    learned_optimizer: LearnedOptimizer,
+    state: InnerState,
+  ):
+    tx = learned_optimizer.optimizer(meta_params)
+    new_state, trajectory = unroll(
+      optimizee, tx, state, unroll_length, second_order=second_order, remat=remat
+    )
+    steps = state.step + jnp.arange(1, unroll_length + 1)
+    return meta_loss(trajectory.outer_losses, steps), (new_state, trajectory)
+
+  def gradient(optimizee, learned_optimizer, meta_params, problems) -> _paths.SegmentGradient:
+    def one_problem(problem: InnerState):
+      return jax.value_and_grad(problem_loss, has_aux=True)(
+        meta_params, optimizee, learned_optimizer, problem
+      )
+
+    (losses, (problems, trajectory)), grads = jax.vmap(one_problem)(problems)
+    meta_grads, diverged = drop_diverged(losses, grads)
+    return _paths.SegmentGradient(meta_grads, losses, diverged, trajectory, problems)
+
+  return _paths.Path(draw, _paths.where, gradient)

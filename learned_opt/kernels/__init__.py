@@ -1,0 +1,1 @@
+"""Fused numerics, each beside its plain reference."""
