@@ -5,6 +5,10 @@ from learned_opt import estimators as estimators
 from learned_opt import meta_losses as meta_losses
 from learned_opt import optimizees as optimizees
 from learned_opt import optimizers as optimizers
+from learned_opt.artifacts import load as load
+from learned_opt.artifacts import load_artifact as load_artifact
+from learned_opt.artifacts import pretrained_names as pretrained_names
+from learned_opt.artifacts import save as save
 from learned_opt.base import ImageDataset as ImageDataset
 from learned_opt.base import Info as Info
 from learned_opt.base import LearnedOptimizer as LearnedOptimizer
