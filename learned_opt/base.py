@@ -15,7 +15,7 @@ The words are those of the papers: theta are the optimizee's `params`, phi the `
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import chex
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import FrozenDict
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[chex.ArrayTree, chex.ArrayTree, chex.ArrayTree, chex.PRNGKey], jax.Array]
@@ -184,7 +185,8 @@ class LearnedOptimizer(NamedTuple):
       function: a transformation built outside of `jit` bakes its weights into the program.
     name: the name of the factory in `learned_opt.optimizers`, by which a saved optimizer finds
       its architecture again; None for architectures that are not part of the library.
-    config: the factory's arguments, JSON values and dataclasses only.
+    config: the factory's arguments; values are numbers, strings, or dataclasses of them. It must
+      be hashable, as a learned optimizer is a static argument of jitted functions.
     coordinatewise: the same optimizer as a `CoordinatewiseRule`, None if it is not one or has no
       such form.
   """
@@ -192,7 +194,7 @@ class LearnedOptimizer(NamedTuple):
   init: Callable[[chex.PRNGKey], chex.ArrayTree]
   optimizer: Callable[[chex.ArrayTree], optax.GradientTransformationExtraArgs]
   name: str | None = None
-  config: Mapping[str, Any] | None = None
+  config: FrozenDict[str, Any] | None = None
   coordinatewise: CoordinatewiseRule | None = None
 
 

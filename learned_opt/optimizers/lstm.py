@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import FrozenDict
 
 from learned_opt import _coordinates
 from learned_opt.base import CoordinatewiseRule, LearnedOptimizer
@@ -182,12 +183,12 @@ def lstm(
     output = meta_params["output"]
     return output_scale * ((output["kernel"].T @ state[-1].h)[0] + output["bias"]), state
 
-  config = {
-    "num_layers": num_layers,
-    "hidden_size": hidden_size,
-    "preprocessing": preprocessing,
-    "output_scale": output_scale,
-    "forget_bias": forget_bias,
-  }
+  config = FrozenDict(
+    num_layers=num_layers,
+    hidden_size=hidden_size,
+    preprocessing=preprocessing,
+    output_scale=output_scale,
+    forget_bias=forget_bias,
+  )
   rule = CoordinatewiseRule(rule_init, rule_update)
   return LearnedOptimizer(init, optimizer, "lstm", config, rule)

@@ -1,0 +1,464 @@
+"""The outer loop: meta-training a learned optimizer.
+
+Many outer steps run in one dispatch, a `jax.lax.scan` under one `jit`; Python is touched between
+dispatches only, to validate, to report and to checkpoint. Everything that the next outer step
+needs is one pytree, `MetaTrainState`: the run that continues from a saved state is the run that
+was never interrupted, bit for bit.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from learned_opt.base import (
+  Info,
+  LearnedOptimizer,
+  MetaGradientEstimator,
+  Optimizee,
+  check_optimizee,
+)
+from learned_opt.unroll import init_inner_state, unroll
+
+# What the key of a run is folded with, so that its parts draw independent numbers.
+_META_PARAMS, _ESTIMATOR, _OUTER_STEPS, _VALIDATION = range(4)
+
+
+class MetaTrainState(NamedTuple):
+  """A meta-training in progress; what the next outer step needs.
+
+  Attributes:
+    meta_params: phi.
+    outer_state: state of the outer optimizer.
+    estimator_state: state of the meta-gradient estimator.
+    outer_step: int32 scalar, outer steps taken.
+    best_meta_params: those with the lowest final validation loss so far.
+    best_loss: float32 scalar, that loss; infinite before the first validation.
+    best_step: int32 scalar, the outer step of that validation.
+    num_stale: int32 scalar, validations since then.
+    key: the run's key.
+  """
+
+  meta_params: chex.ArrayTree
+  outer_state: chex.ArrayTree
+  estimator_state: chex.ArrayTree
+  outer_step: jax.Array
+  best_meta_params: chex.ArrayTree
+  best_loss: jax.Array
+  best_step: jax.Array
+  num_stale: jax.Array
+  key: chex.PRNGKey
+
+
+@dataclasses.dataclass
+class History:
+  """What happened, for people; plain numpy and Python numbers.
+
+  Attributes:
+    meta_loss: one number an outer step, the mean over the problems that did not diverge.
+    meta_grad_norm: one number an outer step, before clipping.
+    num_diverged: one number an outer step.
+    validation_step: the outer steps at which there was a validation.
+    validation_loss: the final validation losses: the mean over the validation problems.
+    seconds: wall-clock seconds after each validation, compilation included.
+  """
+
+  meta_loss: list[float] = dataclasses.field(default_factory=list)
+  meta_grad_norm: list[float] = dataclasses.field(default_factory=list)
+  num_diverged: list[int] = dataclasses.field(default_factory=list)
+  validation_step: list[int] = dataclasses.field(default_factory=list)
+  validation_loss: list[float] = dataclasses.field(default_factory=list)
+  seconds: list[float] = dataclasses.field(default_factory=list)
+
+  def to_json(self) -> dict[str, list]:
+    """The fields as lists, with None for numbers that are not finite.
+
+    Example:
+      >>> from learned_opt.meta_train import History
+      >>> History(meta_loss=[1.0, float("nan")]).to_json()["meta_loss"]
+      [1.0, None]
+    """
+    return {
+      name: [value if np.isfinite(value) else None for value in values]
+      for name, values in dataclasses.asdict(self).items()
+    }
+
+
+class Progress(NamedTuple):
+  """What a callback sees after each dispatch.
+
+  Attributes:
+    state: the state; valid during the call only, as the next dispatch reuses its memory. Copy it,
+      for example with ``jax.device_get``, to keep it.
+    history: so far.
+    outer_step: outer steps taken.
+    num_outer_steps: outer steps of the whole run.
+    seconds: wall-clock seconds since the start of this call of `run`.
+    validated: whether there was a validation after this dispatch.
+  """
+
+  state: MetaTrainState
+  history: History
+  outer_step: int
+  num_outer_steps: int
+  seconds: float
+  validated: bool
+
+
+class MetaTrainResult(NamedTuple):
+  """A finished meta-training.
+
+  Attributes:
+    meta_params: the best by final validation loss, numpy arrays.
+    best_loss: that loss; infinite if the run was stopped before its first validation, in which
+      case `meta_params` are the latest.
+    best_step: the outer step of that validation.
+    state: the last state, from which `run` continues; numpy arrays.
+    history: what happened.
+    compile_seconds: spent until the first dispatch began to run.
+    seconds: wall-clock seconds of the whole call.
+    stopped: why it ended: all steps taken, no better validation for `patience` validations, or
+      Ctrl-C.
+  """
+
+  meta_params: chex.ArrayTree
+  best_loss: float
+  best_step: int
+  state: MetaTrainState
+  history: History
+  compile_seconds: float
+  seconds: float
+  stopped: Literal["finished", "early", "interrupted"]
+
+
+def with_clipping(
+  outer_optimizer: optax.GradientTransformation, max_meta_grad_norm: float | None
+) -> optax.GradientTransformation:
+  """The outer optimizer behind a clip of the meta-gradient's global norm.
+
+  Args:
+    outer_optimizer: any optax transformation.
+    max_meta_grad_norm: the largest norm, None for no clipping.
+
+  Returns:
+    The transformation to give to `run`.
+
+  Raises:
+    ValueError: if the norm is not positive.
+
+  Example:
+    >>> import jax.numpy as jnp, optax
+    >>> from learned_opt import meta_train
+    >>> tx = meta_train.with_clipping(optax.sgd(1.0), max_meta_grad_norm=1.0)
+    >>> updates, _ = tx.update(jnp.array([3.0, 4.0]), tx.init(jnp.zeros(2)))
+    >>> [round(float(u), 3) for u in updates]
+    [-0.6, -0.8]
+  """
+  if max_meta_grad_norm is None:
+    return outer_optimizer
+  if not max_meta_grad_norm > 0:
+    raise ValueError(f"max_meta_grad_norm must be positive or None, got {max_meta_grad_norm}")
+  return optax.chain(optax.clip_by_global_norm(max_meta_grad_norm), outer_optimizer)
+
+
+def init(
+  optimizee: Optimizee,
+  learned_optimizer: LearnedOptimizer,
+  estimator: MetaGradientEstimator,
+  outer_optimizer: optax.GradientTransformation,
+  key: chex.PRNGKey,
+  meta_params: chex.ArrayTree | None = None,
+) -> MetaTrainState:
+  """The state in which a meta-training starts.
+
+  Args:
+    optimizee: the problems to train on.
+    learned_optimizer: the architecture.
+    estimator: of the meta-gradient.
+    outer_optimizer: any optax transformation.
+    key: of the whole run.
+    meta_params: where to start; None draws them.
+
+  Returns:
+    The state at outer step 0.
+
+  Example:
+    >>> import jax, optax
+    >>> from learned_opt import estimators, meta_train, optimizees, optimizers
+    >>> state = meta_train.init(
+    ...   optimizees.quadratic(), optimizers.lstm(), estimators.truncated_backprop(),
+    ...   optax.adam(1e-3), jax.random.key(0),
+    ... )
+    >>> int(state.outer_step)
+    0
+  """
+  if meta_params is None:
+    meta_params = learned_optimizer.init(jax.random.fold_in(key, _META_PARAMS))
+  estimator_key = jax.random.fold_in(key, _ESTIMATOR)
+  return MetaTrainState(
+    meta_params=meta_params,
+    outer_state=outer_optimizer.init(meta_params),
+    estimator_state=estimator.init(optimizee, learned_optimizer, meta_params, estimator_key),
+    outer_step=jnp.zeros((), jnp.int32),
+    best_meta_params=jax.tree.map(jnp.copy, meta_params),
+    best_loss=jnp.full((), jnp.inf, jnp.float32),
+    best_step=jnp.zeros((), jnp.int32),
+    num_stale=jnp.zeros((), jnp.int32),
+    key=key,
+  )
+
+
+def step(
+  optimizee: Optimizee,
+  learned_optimizer: LearnedOptimizer,
+  estimator: MetaGradientEstimator,
+  outer_optimizer: optax.GradientTransformation,
+  state: MetaTrainState,
+) -> tuple[MetaTrainState, Info]:
+  """One step of the outer optimizer along one estimate of the meta-gradient. Pure.
+
+  Example:
+    >>> import jax, optax
+    >>> from learned_opt import estimators, meta_train, optimizees, optimizers
+    >>> parts = (
+    ...   optimizees.quadratic(), optimizers.lstm(), estimators.truncated_backprop(5, 10),
+    ...   optax.adam(1e-3),
+    ... )
+    >>> state = meta_train.init(*parts, jax.random.key(0))
+    >>> state, info = meta_train.step(*parts, state)
+    >>> int(state.outer_step), int(info.num_diverged)
+    (1, 0)
+  """
+  key = jax.random.fold_in(jax.random.fold_in(state.key, _OUTER_STEPS), state.outer_step)
+  meta_grads, estimator_state, info = estimator.estimate(
+    optimizee, learned_optimizer, state.meta_params, state.estimator_state, key
+  )
+  updates, outer_state = outer_optimizer.update(meta_grads, state.outer_state, state.meta_params)
+  state = state._replace(
+    meta_params=optax.apply_updates(state.meta_params, updates),
+    outer_state=outer_state,
+    estimator_state=estimator_state,
+    outer_step=state.outer_step + 1,
+  )
+  return state, info
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=("learned_optimizer", "estimator", "outer_optimizer", "num_steps"),
+  donate_argnames="state",
+)
+def _dispatch(optimizee, state, *, learned_optimizer, estimator, outer_optimizer, num_steps):
+  one_step = functools.partial(step, optimizee, learned_optimizer, estimator, outer_optimizer)
+  state, info = jax.lax.scan(lambda state, _: one_step(state), state, length=num_steps)
+  return state, info._replace(losses=None)
+
+
+@functools.partial(jax.jit, static_argnames=("learned_optimizer", "num_problems", "num_steps"))
+def _final_losses(optimizee, meta_params, key, *, learned_optimizer, num_problems, num_steps):
+  tx = learned_optimizer.optimizer(meta_params)
+
+  def final_loss(key: chex.PRNGKey) -> jax.Array:
+    state = init_inner_state(optimizee, tx, key)
+    return unroll(optimizee, tx, state, num_steps)[1].losses[-1]
+
+  return jnp.mean(jax.vmap(final_loss)(jax.random.split(key, num_problems)))
+
+
+@jax.jit
+def _keep_best(state: MetaTrainState, loss: jax.Array) -> MetaTrainState:
+  better = loss < state.best_loss
+  choose = functools.partial(jnp.where, better)
+  return state._replace(
+    best_meta_params=jax.tree.map(choose, state.meta_params, state.best_meta_params),
+    best_loss=choose(loss.astype(jnp.float32), state.best_loss),
+    best_step=choose(state.outer_step, state.best_step),
+    num_stale=choose(0, state.num_stale + 1),
+  )
+
+
+def run(
+  optimizee: Optimizee,
+  learned_optimizer: LearnedOptimizer,
+  estimator: MetaGradientEstimator,
+  *,
+  num_outer_steps: int,
+  key: chex.PRNGKey,
+  outer_optimizer: optax.GradientTransformation | None = None,
+  validation_optimizee: Optimizee | None = None,
+  num_validation_problems: int = 32,
+  validate_every: int = 100,
+  steps_per_dispatch: int | None = None,
+  patience: int | None = None,
+  callbacks: Sequence[Callable[[Progress], None]] = (),
+  meta_params: chex.ArrayTree | None = None,
+  state: MetaTrainState | None = None,
+  history: History | None = None,
+) -> MetaTrainResult:
+  """Meta-trains a learned optimizer and keeps the best meta-params by *final* validation loss.
+
+  Validation optimizes the same held-out problems each time, from their start for the estimator's
+  horizon, and takes the mean of their last losses (Andrychowicz et al. 2016, section 3). The same
+  arguments give the same bits.
+
+  Args:
+    optimizee: the problems to train on.
+    learned_optimizer: the architecture.
+    estimator: of the meta-gradient, for example `estimators.truncated_backprop`.
+    num_outer_steps: outer steps of the whole run, those of a given `state` included. A multiple of
+      `steps_per_dispatch`.
+    key: of the whole run. A given `state` brings its own.
+    outer_optimizer: any optax transformation; None is Adam at 1e-3 behind a clip of the global
+      norm at 1 (`with_clipping`).
+    validation_optimizee: the problems to validate on, if they are of another split, for example;
+      by default `optimizee`. Their keys are never those of training.
+    num_validation_problems: how many.
+    validate_every: outer steps between validations, a multiple of `steps_per_dispatch`. There is
+      one more after the last step.
+    steps_per_dispatch: outer steps that run without touching Python; by default `validate_every`.
+    patience: stop after so many validations in a row without a better one; None never stops.
+    callbacks: called with a `Progress` after each dispatch. An exception in one ends the run.
+    meta_params: where to start; None draws them.
+    state: continue from it instead of starting anew: the ``state`` of a result, or one that a
+      callback has saved.
+    history: what happened up to that state; it is continued in place.
+
+  Returns:
+    The result. After Ctrl-C too: then `stopped` says so, and nothing is lost.
+
+  Raises:
+    ValueError: if a number is out of range, or the steps do not divide as said above.
+    TypeError: if the optimizee is malformed.
+    FloatingPointError: if the optimizee's loss is not finite at its start, or all problems of a
+      dispatch diverged in all outer steps.
+
+  Example:
+    >>> import jax
+    >>> from learned_opt import estimators, meta_train, optimizees, optimizers
+    >>> result = meta_train.run(
+    ...   optimizees.quadratic(), optimizers.lstm(), estimators.truncated_backprop(5, 10),
+    ...   num_outer_steps=4, validate_every=2, num_validation_problems=2, key=jax.random.key(0),
+    ... )
+    >>> result.stopped, len(result.history.meta_loss), result.history.validation_step
+    ('finished', 4, [2, 4])
+  """
+  start = time.perf_counter()
+  steps_per_dispatch = validate_every if steps_per_dispatch is None else steps_per_dispatch
+  _check_schedule(num_outer_steps, validate_every, steps_per_dispatch, patience)
+  if num_validation_problems < 1:
+    raise ValueError(f"num_validation_problems must be at least 1, got {num_validation_problems}")
+  if state is not None and meta_params is not None:
+    raise ValueError("give either state or meta_params: a state brings its own meta-params")
+  if outer_optimizer is None:
+    outer_optimizer = _default_outer_optimizer()
+  check_optimizee(optimizee, jax.random.fold_in(key, _ESTIMATOR))
+  if state is None:
+    state = init(optimizee, learned_optimizer, estimator, outer_optimizer, key, meta_params)
+  # A copy, because the first dispatch reuses the memory of what it is given.
+  state = jax.tree.map(jnp.copy, state)
+  if int(state.outer_step) > num_outer_steps:
+    raise ValueError(
+      f"state is at outer step {int(state.outer_step)}, beyond num_outer_steps={num_outer_steps}"
+    )
+
+  def validate(state: MetaTrainState) -> jax.Array:
+    return _final_losses(
+      optimizee if validation_optimizee is None else validation_optimizee,
+      state.meta_params,
+      jax.random.fold_in(state.key, _VALIDATION),
+      learned_optimizer=learned_optimizer,
+      num_problems=num_validation_problems,
+      num_steps=estimator.horizon,
+    )
+
+  history = History() if history is None else history
+  seconds_before = history.seconds[-1] if history.seconds else 0.0
+  compile_seconds, stopped = 0.0, "finished"
+  taken = int(state.outer_step)
+  try:
+    while taken < num_outer_steps:
+      state, info = _dispatch(
+        optimizee,
+        state,
+        learned_optimizer=learned_optimizer,
+        estimator=estimator,
+        outer_optimizer=outer_optimizer,
+        num_steps=steps_per_dispatch,
+      )
+      compile_seconds = compile_seconds or time.perf_counter() - start
+      taken += steps_per_dispatch
+      _record(history, jax.device_get(info), taken)
+      validated = taken % validate_every == 0 or taken == num_outer_steps
+      if validated:
+        loss = validate(state)
+        state = _keep_best(state, loss)
+        history.validation_step.append(taken)
+        history.validation_loss.append(float(loss))
+        history.seconds.append(seconds_before + time.perf_counter() - start)
+      progress = Progress(
+        state, history, taken, num_outer_steps, time.perf_counter() - start, validated
+      )
+      for callback in callbacks:
+        callback(progress)
+      if patience is not None and int(state.num_stale) >= patience:
+        stopped = "early"
+        break
+  except KeyboardInterrupt:
+    stopped = "interrupted"
+  state = jax.device_get(state._replace(key=jax.random.key_data(state.key)))._replace(key=state.key)
+  no_validation = not np.isfinite(state.best_loss)
+  return MetaTrainResult(
+    meta_params=state.meta_params if no_validation else state.best_meta_params,
+    best_loss=float(state.best_loss),
+    best_step=int(state.best_step),
+    state=state,
+    history=history,
+    compile_seconds=compile_seconds,
+    seconds=time.perf_counter() - start,
+    stopped=stopped,
+  )
+
+
+# One object, so that a second call does not compile anew.
+@functools.cache
+def _default_outer_optimizer() -> optax.GradientTransformation:
+  return with_clipping(optax.adam(1e-3), max_meta_grad_norm=1.0)
+
+
+def _record(history: History, info: Info, taken: int) -> None:
+  history.meta_loss.extend(info.meta_loss.tolist())
+  history.meta_grad_norm.extend(info.meta_grad_norm.tolist())
+  history.num_diverged.extend(info.num_diverged.tolist())
+  if not np.any(np.isfinite(info.meta_loss)):
+    first = taken - len(info.meta_loss)
+    raise FloatingPointError(
+      f"every problem diverged in each of the outer steps {first} to {taken}: lower the outer "
+      "learning rate or the optimizer's output scale, or clip the meta-gradient harder"
+    )
+
+
+def _check_schedule(
+  num_outer_steps: int, validate_every: int, steps_per_dispatch: int, patience: int | None
+) -> None:
+  for name, value in (
+    ("num_outer_steps", num_outer_steps),
+    ("validate_every", validate_every),
+    ("steps_per_dispatch", steps_per_dispatch),
+    ("patience", 1 if patience is None else patience),
+  ):
+    if value < 1:
+      raise ValueError(f"{name} must be at least 1, got {value}")
+  for name, value in (("num_outer_steps", num_outer_steps), ("validate_every", validate_every)):
+    if value % steps_per_dispatch:
+      near = max(value // steps_per_dispatch, 1) * steps_per_dispatch
+      raise ValueError(
+        f"{name} must be a multiple of steps_per_dispatch, got {name}={value} and "
+        f"steps_per_dispatch={steps_per_dispatch}; {name}={near} would work"
+      )
