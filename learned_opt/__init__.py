@@ -3,6 +3,7 @@
 from learned_opt import datasets as datasets
 from learned_opt import estimators as estimators
 from learned_opt import meta_losses as meta_losses
+from learned_opt import meta_train as meta_train
 from learned_opt import optimizees as optimizees
 from learned_opt import optimizers as optimizers
 from learned_opt.artifacts import load as load
