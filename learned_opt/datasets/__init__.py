@@ -1,1 +1,4 @@
-"""Data sets."""
+"""Data sets of images, as numpy arrays split by split."""
+
+from learned_opt.datasets.images import load as load
+from learned_opt.datasets.images import names as names
