@@ -11,7 +11,7 @@ from learned_opt.base import check_params
 def count(params: chex.ArrayTree) -> int:
   """The number of coordinates of a tree; raises `TypeError` for leaves that have none."""
   check_params(params)
-  return sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+  return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
 
 
 def flatten(
