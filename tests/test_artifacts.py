@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import OPTIMIZERS, tiny_lstm
+from cases import OPTIMIZERS, meta_params_of, tiny_lstm
 
 import learned_opt
 from learned_opt import _arrays, _card, artifacts, optimizees, optimizers
@@ -250,13 +250,13 @@ def with_flipped_bit(content: bytes, position: int, bit: int) -> bytes:
 def saved(tmp_path):
   """A small learned optimizer on disk."""
   architecture = tiny_lstm()
-  return artifacts.save(tmp_path / "saved", architecture, architecture.init(jax.random.key(0)))
+  return artifacts.save(tmp_path / "saved", architecture, meta_params_of(architecture))
 
 
 @ALL
-def test_round_trip(case, key, tmp_path):
+def test_round_trip(case, tmp_path):
   architecture = case.make()
-  meta_params = architecture.init(key)
+  meta_params = meta_params_of(architecture)
   folder = learned_opt.save(tmp_path / "new" / "folder", architecture, meta_params)
   learned_optimizer, loaded, card = learned_opt.load_artifact(folder)
   assert_same_bits(loaded, jax.device_get(meta_params))
@@ -272,9 +272,9 @@ def test_round_trip(case, key, tmp_path):
 
 
 @ALL
-def test_the_optax_form_equals_the_meta_training_form(case, key, tmp_path):
+def test_the_optax_form_equals_the_meta_training_form(case, tmp_path):
   architecture, optimizee, num_steps = case.make(), optimizees.quadratic(), 20
-  meta_params = architecture.init(key)
+  meta_params = meta_params_of(architecture)
   tx = learned_opt.load(learned_opt.save(tmp_path / "saved", architecture, meta_params))
   start = init_inner_state(optimizee, tx, jax.random.key(7))
 
@@ -330,7 +330,7 @@ for _ in range(30):
 
 def test_a_fresh_process_gives_the_same_trajectory_bit_for_bit(tmp_path, repo_root):
   architecture = optimizers.lstm()
-  folder = learned_opt.save(tmp_path / "saved", architecture, architecture.init(jax.random.key(5)))
+  folder = learned_opt.save(tmp_path / "saved", architecture, meta_params_of(architecture, seed=5))
   fresh = subprocess.run(
     [sys.executable, "-c", TRAJECTORY, folder],
     capture_output=True,
@@ -346,7 +346,7 @@ def test_a_fresh_process_gives_the_same_trajectory_bit_for_bit(tmp_path, repo_ro
 
 def in_this_process(architecture, folder):
   """The trajectory of `TRAJECTORY`, by weights that were never on a disk."""
-  tx = architecture.optimizer(jax.device_get(architecture.init(jax.random.key(5))))
+  tx = architecture.optimizer(jax.device_get(meta_params_of(architecture, seed=5)))
   params = {"w": jnp.linspace(-1.0, 2.0, 6).reshape(2, 3), "b": jnp.array([0.5, 3.0])}
 
   def loss(params):
@@ -384,7 +384,7 @@ def test_the_card_says_how_it_was_made(tmp_path):
   folder = learned_opt.save(
     tmp_path / "saved",
     architecture,
-    architecture.init(jax.random.key(0)),
+    meta_params_of(architecture),
     recipe={"settings": Settings(3, pathlib.Path("runs/one")), "horizon": np.int64(100)},
     evaluation={"adam": {"mean": jnp.float32(0.5), "curve": jnp.arange(3.0), "sum": np.inf}},
   )
@@ -443,7 +443,7 @@ def test_without_git_or_a_repository_there_is_no_commit(monkeypatch, tmp_path):
 def test_a_recipe_that_is_not_json_is_refused(tmp_path, recipe, message):
   architecture = tiny_lstm()
   with pytest.raises(TypeError, match=message):
-    learned_opt.save(tmp_path, architecture, architecture.init(jax.random.key(0)), recipe=recipe)
+    learned_opt.save(tmp_path, architecture, meta_params_of(architecture), recipe=recipe)
   assert list(tmp_path.iterdir()) == []
 
 
@@ -466,7 +466,7 @@ def shipped(tmp_path, monkeypatch):
   folder = tmp_path / "shipped"
   for seed, name in enumerate(["lstm-quadratic", "lstm-mnist"], start=1):
     architecture = tiny_lstm()
-    artifacts.save(folder / name, architecture, architecture.init(jax.random.key(seed)))
+    artifacts.save(folder / name, architecture, meta_params_of(architecture, seed=seed))
   (folder / "README.md").write_text("no artifact")
   (folder / "empty").mkdir()
   monkeypatch.setattr(artifacts, "_shipped", lambda: folder)
@@ -476,7 +476,7 @@ def shipped(tmp_path, monkeypatch):
 
 def seed_of(name_or_path):
   found = learned_opt.load_artifact(name_or_path).meta_params["output"]["kernel"]
-  weights = {s: tiny_lstm().init(jax.random.key(s))["output"]["kernel"] for s in range(4)}
+  weights = {s: meta_params_of(tiny_lstm(), seed=s)["output"]["kernel"] for s in range(4)}
   return next(seed for seed, weight in weights.items() if np.array_equal(weight, found))
 
 
@@ -490,7 +490,7 @@ def test_a_local_artifact_goes_before_a_shipped_one(shipped, tmp_path):
   architecture = tiny_lstm()
   (tmp_path / "lstm-quadratic").mkdir()
   assert seed_of("lstm-quadratic") == 1
-  learned_opt.save(tmp_path / "lstm-quadratic", architecture, architecture.init(jax.random.key(3)))
+  learned_opt.save(tmp_path / "lstm-quadratic", architecture, meta_params_of(architecture, seed=3))
   assert seed_of("lstm-quadratic") == 3
   assert seed_of(shipped / "lstm-quadratic") == 1
 
@@ -535,7 +535,7 @@ def test_every_shipped_optimizer_loads_and_tells_how_it_was_made():
 
 def test_an_existing_artifact_is_replaced_only_on_request(saved):
   architecture = tiny_lstm(hidden_size=3)
-  meta_params = architecture.init(jax.random.key(1))
+  meta_params = meta_params_of(architecture, seed=1)
   before = contents(saved)
   with pytest.raises(FileExistsError, match="already: choose another folder, or overwrite=True"):
     learned_opt.save(saved, architecture, meta_params)
@@ -571,13 +571,13 @@ def test_other_files_are_never_overwritten(tmp_path, prepare, message):
   prepare(tmp_path)
   before, architecture = contents(tmp_path), tiny_lstm()
   with pytest.raises(FileExistsError, match=message):
-    learned_opt.save(tmp_path, architecture, architecture.init(jax.random.key(0)), overwrite=True)
+    learned_opt.save(tmp_path, architecture, meta_params_of(architecture), overwrite=True)
   assert contents(tmp_path) == before
 
 
 def test_unwritable_places_are_said(tmp_path, monkeypatch):
   architecture = tiny_lstm()
-  meta_params = architecture.init(jax.random.key(0))
+  meta_params = meta_params_of(architecture)
   (tmp_path / "file").write_text("")
   with pytest.raises(FileExistsError, match="is a file: a learned optimizer is saved as a folder"):
     learned_opt.save(tmp_path / "file", architecture, meta_params)
@@ -592,7 +592,7 @@ def test_unwritable_places_are_said(tmp_path, monkeypatch):
 
 
 def misfit(change):
-  meta_params = jax.device_get(tiny_lstm().init(jax.random.key(0)))
+  meta_params = jax.device_get(meta_params_of(tiny_lstm()))
   change(meta_params)
   return meta_params
 
@@ -633,7 +633,7 @@ class Halve:
 )
 def test_an_architecture_that_could_not_be_found_again_is_not_saved(tmp_path, change, message):
   architecture = optimizers.lstm()
-  meta_params = architecture.init(jax.random.key(0))
+  meta_params = meta_params_of(architecture)
   with pytest.raises(ValueError, match=message):
     learned_opt.save(tmp_path / "new", architecture._replace(**change), meta_params)
   assert not (tmp_path / "new").exists()
@@ -648,7 +648,7 @@ def test_an_interrupted_save_leaves_the_old_artifact_whole(saved, monkeypatch, a
   """At each of the four moments: the weights written, renamed, the card written, renamed."""
   old = learned_opt.load_artifact(saved)
   architecture = tiny_lstm(hidden_size=3)
-  new_meta_params = architecture.init(jax.random.key(1))
+  new_meta_params = meta_params_of(architecture, seed=1)
   name, number = at
   fail_at_call(monkeypatch, name, number)
   if killed:
@@ -682,7 +682,7 @@ def fail_at_call(monkeypatch, name, number):
 
 def test_an_interrupted_first_save_can_be_repeated(tmp_path, monkeypatch):
   architecture = tiny_lstm()
-  meta_params = architecture.init(jax.random.key(1))
+  meta_params = meta_params_of(architecture, seed=1)
   fail_at_call(monkeypatch, "replace", 2)
   with pytest.raises(OSError, match="No space left"):
     learned_opt.save(tmp_path / "new", architecture, meta_params)
@@ -732,7 +732,7 @@ def test_missing_weights_are_an_error(saved):
 
 def test_weights_of_another_artifact_are_an_error(saved, tmp_path):
   architecture = tiny_lstm()
-  other = learned_opt.save(tmp_path / "other", architecture, architecture.init(jax.random.key(1)))
+  other = learned_opt.save(tmp_path / "other", architecture, meta_params_of(architecture, seed=1))
   (own,), (theirs,) = saved.glob("*.npz"), other.glob("*.npz")
   own.write_bytes(theirs.read_bytes())
   with pytest.raises(ArtifactError, match="is another file than the one that was saved"):
