@@ -123,7 +123,7 @@ def truncated_backprop(
       meta_loss=_paths.mean_where(~segment.diverged, segment.meta_losses),
       losses=_paths.mean_where(~segment.diverged, segment.trajectory.losses),
       num_diverged=jnp.sum(segment.diverged, dtype=jnp.int32),
-      meta_grad_norm=optax.global_norm(segment.meta_grads),
+      meta_grad_norm=optax.tree.norm(segment.meta_grads),
     )
     restart = segment.diverged | (segment.problems.step >= horizon)
     return segment.meta_grads, TruncatedState(segment.problems, restart), info
