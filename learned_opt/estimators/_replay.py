@@ -65,7 +65,7 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
     per_problem = _coordinates.count(on_true.params) // condition.shape[0]
     by_coordinate = jnp.repeat(condition, per_problem)
     opt_state = jax.tree.map(
-      lambda a, b: jnp.where(by_coordinate, a, b), on_true.opt_state, on_false.opt_state
+      functools.partial(_where_last, by_coordinate), on_true.opt_state, on_false.opt_state
     )
     chosen = _paths.where(
       condition, on_true._replace(opt_state=()), on_false._replace(opt_state=())
@@ -81,7 +81,7 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
     outer_losses = records.outer_losses if has_outer else losses[1:]
     outer_grads = records.outer_grads if has_outer else grads[1:]
 
-    steps = problems.step + jnp.arange(1, unroll_length + 1)[:, None]
+    steps = problems.step[None] + jnp.arange(1, unroll_length + 1)[:, None]
     meta_losses, weights = jax.vmap(jax.value_and_grad(meta_loss), in_axes=1, out_axes=(0, 1))(
       outer_losses, steps
     )
@@ -89,15 +89,13 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
     finite = _paths.all_finite(
       (meta_losses, end.params, jnp.moveaxis(grads, 1, 0), jnp.moveaxis(to_come, 1, 0))
     )
-    keep = functools.partial(jnp.where, finite[None, :, None])
+    keep = functools.partial(_zero_unless, jnp.repeat(finite, grads.shape[2]))
     total = _replay(
       rule,
       meta_params,
-      jax.tree.map(
-        functools.partial(_zero_unless, jnp.repeat(finite, grads.shape[2])), problems.opt_state
-      ),
-      keep(grads[:-1], 0.0).reshape(unroll_length, -1),
-      keep(to_come, 0.0).reshape(unroll_length, -1),
+      jax.tree.map(keep, problems.opt_state),
+      keep(grads[:-1].reshape(unroll_length, -1)),
+      keep(to_come.reshape(unroll_length, -1)),
     )
     # A sum that overflows although each problem is finite cannot be blamed on one of them.
     sum_is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(total)]).all()
@@ -193,5 +191,10 @@ def _blocks(size: int, leaf: jax.Array) -> jax.Array:
   return jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], -1, size), -2, 0)
 
 
+def _where_last(condition: jax.Array, on_true: jax.Array, on_false: jax.Array) -> jax.Array:
+  """`jnp.where` with the condition along the last axis, that of the coordinates."""
+  return jnp.where(condition.reshape((1,) * (on_true.ndim - 1) + (-1,)), on_true, on_false)
+
+
 def _zero_unless(keep: jax.Array, leaf: jax.Array) -> jax.Array:
-  return jnp.where(keep, leaf, 0.0)
+  return _where_last(keep, leaf, jnp.zeros_like(leaf))

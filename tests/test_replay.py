@@ -1,0 +1,116 @@
+"""The replay path against autodiff through the scan, its reference."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import bowl, images, meta_params_of, tiny_lstm
+
+import learned_opt
+from learned_opt import estimators, meta_losses, optimizees
+from learned_opt.estimators import _replay
+
+META_LOSSES = {
+  "sum": meta_losses.weighted_sum(),
+  "weights": meta_losses.weighted_sum(np.linspace(0.0, 2.0, 6)),
+  "final": meta_losses.final,
+  "mean_log": meta_losses.mean_log,
+}
+
+
+def estimates(path, optimizee, meta_loss, num_estimates=3, meta_params=None, **options):
+  architecture = tiny_lstm(num_layers=2)
+  if meta_params is None:
+    meta_params = meta_params_of(architecture, dtype=np.float64)
+  estimator = estimators.truncated_backprop(
+    unroll_length=3, horizon=6, meta_loss=meta_loss, path=path, **options
+  )
+  estimate = jax.jit(
+    lambda optimizee, state, key: estimator.estimate(
+      optimizee, architecture, meta_params, state, key
+    )
+  )
+  state = estimator.init(optimizee, architecture, meta_params, jax.random.key(1))
+  results = []
+  for index in range(num_estimates):
+    meta_grads, state, info = estimate(optimizee, state, jax.random.key(2 + index))
+    results.append((meta_grads, info))
+  return results
+
+
+def with_outer_loss(optimizee):
+  def outer_loss(params, constants, data, key):
+    del constants, data
+    return jnp.sum((params - jax.random.normal(key, params.shape, params.dtype)) ** 4)
+
+  return learned_opt.Optimizee(optimizee.init, optimizee.loss, outer_loss=outer_loss)
+
+
+@pytest.mark.parametrize("meta_loss", META_LOSSES.values(), ids=META_LOSSES)
+@pytest.mark.parametrize("outer", [False, True], ids=["inner_loss", "outer_loss"])
+def test_equals_autodiff_in_float64(meta_loss, outer, x64):
+  optimizee = with_outer_loss(bowl()) if outer else bowl()
+  plain = estimates("autodiff", optimizee, meta_loss, meta_batch_size=3)
+  fast = estimates("replay", optimizee, meta_loss, meta_batch_size=3)
+  # Three estimates: the second carries state over a boundary, the third starts fresh problems.
+  chex.assert_trees_all_close(plain, fast, rtol=1e-10, atol=1e-10)
+  assert min(float(info.meta_grad_norm) for _, info in plain) > 1e-3
+
+
+def test_equals_autodiff_on_a_tree_of_tensors_with_minibatches():
+  optimizee = optimizees.mlp_classifier(images(), (3,), batch_size=4, initial_scale=0.5)
+  meta_params = meta_params_of(tiny_lstm(num_layers=2))
+  options = {"meta_params": meta_params, "meta_batch_size": 2}
+  plain = estimates("autodiff", optimizee, meta_losses.mean, **options)
+  fast = estimates("replay", optimizee, meta_losses.mean, **options)
+  for (plain_grads, plain_info), (fast_grads, fast_info) in zip(plain, fast, strict=True):
+    scale = float(plain_info.meta_grad_norm)
+    chex.assert_trees_all_close(plain_grads, fast_grads, rtol=1e-4, atol=1e-4 * scale)
+    chex.assert_trees_all_close(plain_info, fast_info, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 4, 9, 100])
+def test_block_size_does_not_matter(block, monkeypatch, x64):
+  whole = estimates("replay", bowl(), meta_losses.mean, num_estimates=1, meta_batch_size=3)
+  monkeypatch.setattr(_replay, "BLOCK", block)
+  blocks = estimates("replay", bowl(), meta_losses.mean, num_estimates=1, meta_batch_size=3)
+  chex.assert_trees_all_close(whole, blocks, rtol=1e-12, atol=1e-12)
+
+
+def test_diverged_problems_are_dropped_as_in_autodiff(x64):
+  def init(key, data):
+    del data
+    sick = jax.random.bernoulli(key, 0.5)
+    return jax.random.normal(key, (3,)), jnp.where(sick, jnp.nan, 1.0)
+
+  def loss(params, constants, data, key):
+    del data, key
+    return jnp.sum(jnp.cosh(constants * params))
+
+  optimizee = learned_opt.Optimizee(init, loss)
+  plain = estimates("autodiff", optimizee, meta_losses.mean, meta_batch_size=8)
+  fast = estimates("replay", optimizee, meta_losses.mean, meta_batch_size=8)
+  assert 0 < int(plain[0][1].num_diverged) < 8
+  chex.assert_trees_all_close(plain, fast, rtol=1e-10, atol=1e-10)
+
+
+def test_auto_takes_replay_for_first_order_and_autodiff_for_second(monkeypatch, x64):
+  taken = []
+  real = _replay._replay
+  monkeypatch.setattr(_replay, "_replay", lambda *args: taken.append(1) or real(*args))
+  estimates("auto", bowl(), meta_losses.mean, num_estimates=1)
+  assert len(taken) == 1
+  estimates("auto", bowl(), meta_losses.mean, num_estimates=1, second_order=True)
+  assert len(taken) == 1
+
+
+def test_replay_refuses_what_it_cannot_do():
+  with pytest.raises(ValueError, match="first order"):
+    estimators.truncated_backprop(path="replay", second_order=True)
+  with pytest.raises(ValueError, match="path must be"):
+    estimators.truncated_backprop(path="fast")
+  estimator = estimators.truncated_backprop(path="replay")
+  no_rule = tiny_lstm()._replace(coordinatewise=None)
+  with pytest.raises(ValueError, match="coordinatewise"):
+    estimator.init(bowl(), no_rule, meta_params_of(no_rule), jax.random.key(0))
