@@ -1,0 +1,47 @@
+"""Every experiment runs at smoke size, and has its row."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+import learned_opt
+
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "experiments"
+EXPERIMENTS = sorted(FOLDER.glob("*.py"))
+ALL = pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+
+
+def import_file(path):
+  spec = importlib.util.spec_from_file_location(f"experiments_{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_there_are_experiments():
+  assert {"quadratic", "mnist"} <= {path.stem for path in EXPERIMENTS}
+
+
+@ALL
+def test_runs_at_smoke_size(path, tmp_path, capsys):
+  out = tmp_path / "run"
+  import_file(path).main(size="smoke", out=out)
+  written = {file.name for file in out.iterdir()}
+  assert {"config.json", "history.json", "evaluation.json", "learning_curves.png"} <= written
+  assert learned_opt.load_artifact(out / "optimizer").card["recipe"]["seed"] == 0
+  assert "adam" in capsys.readouterr().out
+
+
+@ALL
+def test_docstring_gives_command_and_expected_number(path):
+  docstring = import_file(path).__doc__
+  assert f"python experiments/{path.name}" in docstring
+  assert re.search(r"Expected: .*\d", docstring)
+
+
+@ALL
+def test_has_a_row(path):
+  rows = (FOLDER / "README.md").read_text().splitlines()
+  assert any(f"python experiments/{path.name}" in row for row in rows if row.startswith("|"))
