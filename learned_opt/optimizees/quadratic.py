@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from learned_opt.base import Optimizee
 
 
+_DRAWS = {"uniform": jax.random.uniform, "gaussian": jax.random.normal}
+
+
 class QuadraticConstants(NamedTuple):
   """The constants of one problem: ``w`` is ``[dimension, dimension]``, ``y`` ``[dimension]``."""
 
@@ -17,7 +20,6 @@ class QuadraticConstants(NamedTuple):
   y: jax.Array
 
 
-@functools.cache
 def quadratic(
   dimension: int = 10,
   distribution: Literal["uniform", "gaussian"] = "uniform",
@@ -54,19 +56,28 @@ def quadratic(
   """
   if dimension < 1:
     raise ValueError(f"dimension must be at least 1, got {dimension}")
-  draws = {"uniform": jax.random.uniform, "gaussian": jax.random.normal}
-  if distribution not in draws:
+  if distribution not in _DRAWS:
     raise ValueError(f"distribution must be 'uniform' or 'gaussian', got {distribution!r}")
   if not (math.isfinite(gradient_scale) and gradient_scale > 0):
     raise ValueError(f"gradient_scale must be positive and finite, got {gradient_scale}")
   if not (math.isfinite(initial_scale) and initial_scale >= 0):
     raise ValueError(f"initial_scale must be finite and not negative, got {initial_scale}")
 
+  return _quadratic(dimension, distribution, float(gradient_scale), float(initial_scale))
+
+
+# Equal arguments give the same functions, however they are passed: no second compilation for them.
+@functools.cache
+def _quadratic(
+  dimension: int, distribution: str, gradient_scale: float, initial_scale: float
+) -> Optimizee:
+  draw = _DRAWS[distribution]
+
   def init(key, data):
     del data
     w_key, y_key, theta_key = jax.random.split(key, 3)
-    w = draws[distribution](w_key, (dimension, dimension))
-    y = draws[distribution](y_key, (dimension,))
+    w = draw(w_key, (dimension, dimension))
+    y = draw(y_key, (dimension,))
     theta = initial_scale * jax.random.normal(theta_key, (dimension,))
     return theta, QuadraticConstants(w, y)
 

@@ -89,7 +89,6 @@ class CoordinatewiseLSTM(nn.Module):
     return update, LSTMState(tuple(layers))
 
 
-@functools.cache
 def lstm(
   num_layers: int = 2,
   hidden_size: int = 20,
@@ -147,6 +146,18 @@ def lstm(
     raise TypeError(
       f"preprocessing must be LogAndSign(p), Scale(factor) or Identity(), got {preprocessing!r}"
     )
+  return _lstm(num_layers, hidden_size, preprocessing, float(output_scale), float(forget_bias))
+
+
+# Equal arguments give the same object, however they are passed: no second compilation for it.
+@functools.cache
+def _lstm(
+  num_layers: int,
+  hidden_size: int,
+  preprocessing: Preprocessing,
+  output_scale: float,
+  forget_bias: float,
+) -> LearnedOptimizer:
   module = CoordinatewiseLSTM(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
 
   def zero_state(shape: tuple[int, ...], dtype: chex.ArrayDType) -> LSTMState:
