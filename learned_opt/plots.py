@@ -1,0 +1,300 @@
+"""Figures. Matplotlib is needed by these functions alone, and imported by them alone."""
+
+import itertools
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import chex
+import numpy as np
+
+from learned_opt._arrays import Path, atomic_write
+from learned_opt.baselines import BASELINES
+from learned_opt.evaluate import Evaluation, Result
+from learned_opt.meta_train import History
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
+  from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours, which remain distinct to colour-blind readers. Learned optimizers take
+# the strongest; the eighth, yellow, is too faint on white.
+_LEARNED_COLORS = ("#D55E00", "#000000", "#0072B2", "#009E73")
+_BASELINE_COLORS = ("#56B4E9", "#009E73", "#CC79A7", "#999999", "#E69F00", "#000000", "#0072B2")
+
+# A diverging baseline must not squeeze the others into the last tenth of the axis.
+_MAX_OVER_START = 10.0
+
+# Up to this range of the losses there is room for numbers at 1, 2 and 5 of each decade.
+_FEW_DECADES = 1e4
+
+
+def learning_curves_figure(
+  evaluation: Evaluation,
+  path: Path,
+  *,
+  published: Mapping[str, tuple[chex.Array, chex.Array]] | None = None,
+  title: str | None = None,
+) -> None:
+  """Draws the mean loss of each optimizer against the step, with its 95 % interval.
+
+  Learned optimizers are thick, baselines thin with their learning rates, published curves dashed.
+  The legend is in the order in which the curves end. The losses' axis is logarithmic if all mean
+  losses are positive, and ends at ten times the highest initial loss; a curve ends where the mean
+  is no longer finite.
+
+  Args:
+    evaluation: what to draw.
+    path: the file to write, usually .png; its suffix decides the format. It is replaced as a
+      whole, or left as it was.
+    published: by name, pairs ``(steps, losses)`` of equally long vectors, drawn for comparison.
+    title: of the figure; None means the optimizee's name and the number of problems.
+
+  Raises:
+    ImportError: if matplotlib is not installed.
+    ValueError: if the suffix is no format of matplotlib, or published vectors differ in length.
+    OSError: if the file cannot be written.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import jax, jax.numpy as jnp
+    >>> from learned_opt import Optimizee
+    >>> from learned_opt.evaluate import evaluate
+    >>> from learned_opt.plots import learning_curves_figure
+    >>> bowl = Optimizee.from_functions(lambda key: jnp.ones(2), lambda x, key: jnp.sum(x**2))
+    >>> evaluation = evaluate(
+    ...   bowl, [], num_steps=3, num_problems=2, key=jax.random.key(0), baselines=["rprop"]
+    ... )
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "curves.png"
+    >>> learning_curves_figure(evaluation, path)
+    >>> path.read_bytes()[1:4]
+    b'PNG'
+  """
+  figure, axes = _new_figure()
+  colors = _colors(evaluation)
+  for name, result in evaluation.results.items():
+    _draw_result(axes, name, result, colors[name])
+  unknown = itertools.cycle(_LEARNED_COLORS)
+  for name, (steps, losses) in (published or {}).items():
+    color = colors.get(name.lower()) or next(unknown)
+    _draw_published(axes, name, np.asarray(steps), np.asarray(losses), color)
+  start = max(float(result.mean[0]) for result in evaluation.results.values())
+  _set_limits(axes, evaluation.num_steps, _MAX_OVER_START * start)
+  default_title = f"{evaluation.optimizee}, {evaluation.num_problems:,} fresh problems"
+  axes.set_title(default_title if title is None else title, fontsize=12)
+  axes.set_xlabel("step")
+  axes.set_ylabel("mean loss")
+  _add_legend(axes)
+  _save(figure, path)
+
+
+def meta_training_figure(history: History, path: Path, *, title: str | None = None) -> None:
+  """Draws the validation loss and the meta-loss against the outer step, one above the other.
+
+  The validation loss has its best value marked. The meta-loss is that of each outer step, faint,
+  and its moving average over a fiftieth of the run. A third panel shows how many problems
+  diverged, if any did. Axes are logarithmic where all values are positive.
+
+  Args:
+    history: of a meta-training.
+    path: the file to write; see `learning_curves_figure`.
+    title: of the figure.
+
+  Raises:
+    ImportError: if matplotlib is not installed.
+    ValueError: if the history is empty, or the suffix is no format of matplotlib.
+    OSError: if the file cannot be written.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> from learned_opt.meta_train import History
+    >>> from learned_opt.plots import meta_training_figure
+    >>> history = History([3.0, 2.0], [1.0, 1.0], [0, 0], [2], [0.5], [1.0])
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "meta_training.png"
+    >>> meta_training_figure(history, path)
+    >>> path.read_bytes()[1:4]
+    b'PNG'
+  """
+  if not history.meta_loss:
+    raise ValueError("the history is empty: there is nothing to draw")
+  diverged = np.asarray(history.num_diverged)
+  figure, panels = _new_panels([2, 2, 1] if diverged.any() else [2, 2])
+  validation, meta_loss = panels[:2]
+  _draw_validation(validation, history)
+  _draw_meta_loss(meta_loss, np.asarray(history.meta_loss))
+  if diverged.any():
+    _draw_diverged(panels[2], diverged)
+  panels[0].set_title(title or "meta-training", fontsize=12)
+  panels[-1].set_xlabel("outer step")
+  panels[-1].set_xlim(0, len(history.meta_loss))
+  figure.align_ylabels()
+  _save(figure, path)
+
+
+def _draw_validation(axes: "Axes", history: History) -> None:
+  steps, losses = np.asarray(history.validation_step), _finite(np.asarray(history.validation_loss))
+  axes.set_ylabel("final validation loss")
+  if np.isnan(losses).all():
+    return
+  axes.plot(steps, losses, "o-", color=_LEARNED_COLORS[2], linewidth=1.5, markersize=3)
+  best = np.nanargmin(losses)
+  axes.plot(
+    steps[best],
+    losses[best],
+    "*",
+    color=_LEARNED_COLORS[0],
+    markersize=12,
+    clip_on=False,
+    label=f"best: {losses[best]:.3g} at outer step {steps[best]:,}",
+  )
+  axes.legend(frameon=False)
+  _use_log_axis(axes)
+
+
+def _draw_meta_loss(axes: "Axes", meta_loss: np.ndarray) -> None:
+  steps, meta_loss = _outer_steps(meta_loss), _finite(meta_loss)
+  axes.plot(steps, meta_loss, color=_LEARNED_COLORS[2], alpha=0.25, linewidth=0.8)
+  window = max(1, meta_loss.size // 50)
+  smooth = _moving_average(meta_loss, window)
+  label = f"mean of {window} outer steps" if window > 1 else None
+  axes.plot(steps, smooth, color=_LEARNED_COLORS[2], linewidth=2.0, label=label)
+  axes.set_ylabel("meta-loss")
+  if label:
+    axes.legend(frameon=False)
+  _use_log_axis(axes)
+
+
+def _draw_diverged(axes: "Axes", diverged: np.ndarray) -> None:
+  from matplotlib.ticker import MaxNLocator
+
+  # At least as wide as can be seen.
+  width = max(1.0, diverged.size / 500)
+  axes.bar(_outer_steps(diverged), diverged, width=width, color=_LEARNED_COLORS[0])
+  axes.set_ylabel("diverged")
+  axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+
+
+def _outer_steps(values: np.ndarray) -> np.ndarray:
+  return np.arange(1, values.size + 1)
+
+
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+  """The mean of the last `window` values that are not NaN; NaN where there is none.
+
+  >>> _moving_average(np.array([1.0, 3.0, np.nan, 5.0]), 2).tolist()
+  [1.0, 2.0, 3.0, 5.0]
+  """
+  known = np.isfinite(values)
+  sums, counts = (
+    np.convolve(series, np.ones(window))[: values.size]
+    for series in (np.where(known, values, 0.0), known.astype(float))
+  )
+  return np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)
+
+
+def _new_figure() -> tuple["Figure", "Axes"]:
+  figure, (axes,) = _new_panels([1])
+  return figure, axes
+
+
+def _new_panels(heights: Sequence[float]) -> tuple["Figure", list["Axes"]]:
+  """Axes of the given relative heights, one above the other, over the same horizontal axis."""
+  try:
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise ImportError(
+      "figures need matplotlib: pip install 'learned_opt[plots]', or pip install matplotlib"
+    ) from error
+  # No pyplot: it would choose a window system and keep the figure alive.
+  figure = Figure(figsize=(8, 5), dpi=130, layout="constrained")
+  grid = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
+  for axes in grid[:, 0]:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+  return figure, list(grid[:, 0])
+
+
+def _set_limits(axes: "Axes", num_steps: int, top: float) -> None:
+  axes.set_xlim(0, num_steps)
+  _use_log_axis(axes, top)
+
+
+def _use_log_axis(axes: "Axes", top: float = math.inf) -> None:
+  """Makes the vertical axis logarithmic if all that is drawn is positive; it ends at `top`."""
+  from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+  losses = np.concatenate([np.asarray(line.get_ydata()) for line in axes.get_lines()])
+  losses = losses[np.isfinite(losses)]
+  if not losses.size or losses.min() <= 0:
+    return
+  low, high = losses.min(), losses.max()
+  axes.set_yscale("log")
+  axes.set_ylim(low / 1.2, min(1.2 * high, top))
+  if high / low < _FEW_DECADES:
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter("")
+
+
+def _colors(evaluation: Evaluation) -> dict[str, str]:
+  """One colour an optimizer; a baseline has the same one in all figures."""
+  baselines = dict(zip(BASELINES, _BASELINE_COLORS, strict=True))
+  learned = itertools.cycle(_LEARNED_COLORS)
+  return {name: baselines.get(name) or next(learned) for name in evaluation.results}
+
+
+def _draw_result(axes: "Axes", name: str, result: Result, color: str) -> None:
+  learned = result.learning_rate is None
+  label = name if learned else f"{name} ({result.learning_rate:.2g})"
+  steps = np.arange(result.mean.size)
+  mean, low, high = (_finite(curve) for curve in (result.mean, result.low, result.high))
+  axes.plot(
+    steps,
+    mean,
+    color=color,
+    linewidth=2.8 if learned else 1.2,
+    zorder=3 if learned else 2,
+    label=label,
+  )
+  axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+
+
+def _draw_published(
+  axes: "Axes", name: str, steps: np.ndarray, losses: np.ndarray, color: str
+) -> None:
+  if steps.shape != losses.shape or steps.ndim != 1:
+    raise ValueError(
+      f"published[{name!r}] must be two vectors of one length, got {steps.shape} and {losses.shape}"
+    )
+  axes.plot(steps, _finite(losses), "--", color=color, linewidth=1.0, label=f"{name} (published)")
+
+
+def _finite(curve: np.ndarray) -> np.ndarray:
+  """The curve with NaN, which is not drawn, where it is infinite."""
+  return np.where(np.isfinite(curve), curve, np.nan)
+
+
+def _add_legend(axes: "Axes") -> None:
+  """The highest end first; curves that have none on top."""
+
+  def end(line: "Line2D") -> float:
+    value = float(np.asarray(line.get_ydata())[-1])
+    return math.inf if math.isnan(value) else value
+
+  lines = sorted(axes.get_lines(), key=end, reverse=True)
+  axes.legend(
+    handles=lines,
+    title="optimizer (learning rate)",
+    loc="center left",
+    bbox_to_anchor=(1.0, 0.5),
+    frameon=False,
+    alignment="left",
+  )
+
+
+def _save(figure: "Figure", path: Path) -> None:
+  suffix = pathlib.Path(path).suffix.removeprefix(".") or "png"
+  with atomic_write(path) as file:
+    figure.savefig(file, format=suffix)
