@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from learned_opt.base import Optimizee
 
-
 _DRAWS = {"uniform": jax.random.uniform, "gaussian": jax.random.normal}
 
 
