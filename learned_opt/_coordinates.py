@@ -15,7 +15,7 @@ def count(params: chex.ArrayTree) -> int:
 
 
 def flatten(
-  grads: chex.ArrayTree, params: chex.ArrayTree | None, dtype: chex.ArrayDType, expected: int
+  grads: chex.ArrayTree, params: chex.ArrayTree | None, dtype: np.dtype, expected: int
 ) -> jax.Array:
   """All gradients as one ``[coordinates]`` vector of the given dtype.
 
@@ -41,7 +41,7 @@ def flatten(
   return concatenate(grads, dtype)
 
 
-def concatenate(tree: chex.ArrayTree, dtype: chex.ArrayDType) -> jax.Array:
+def concatenate(tree: chex.ArrayTree, dtype: np.dtype) -> jax.Array:
   """All leaves as one ``[coordinates]`` vector of the given dtype."""
   leaves = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
   return jnp.concatenate(leaves) if leaves else jnp.zeros((0,), dtype)

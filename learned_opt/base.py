@@ -169,11 +169,8 @@ class CoordinatewiseRule(NamedTuple):
       equal, to rounding, to what the optax form computes.
   """
 
-  init: Callable[[chex.ArrayTree, int], chex.ArrayTree]
-  update: Callable[
-    [chex.ArrayTree, jax.Array, chex.ArrayTree],
-    tuple[jax.Array, chex.ArrayTree],
-  ]
+  init: Callable[[chex.ArrayTree, int], Any]
+  update: Callable[[chex.ArrayTree, jax.Array, Any], tuple[jax.Array, Any]]
 
 
 class LearnedOptimizer(NamedTuple):
@@ -210,7 +207,7 @@ class InnerState(NamedTuple):
   """
 
   params: chex.ArrayTree
-  opt_state: chex.ArrayTree
+  opt_state: Any
   constants: chex.ArrayTree
   key: chex.PRNGKey
   step: jax.Array
@@ -259,13 +256,10 @@ class MetaGradientEstimator(NamedTuple):
     horizon: inner steps of one problem, for which the optimizer is trained; validation uses it.
   """
 
-  init: Callable[
-    [Optimizee, LearnedOptimizer, chex.ArrayTree, chex.PRNGKey],
-    chex.ArrayTree,
-  ]
+  init: Callable[[Optimizee, LearnedOptimizer, chex.ArrayTree, chex.PRNGKey], Any]
   estimate: Callable[
-    [Optimizee, LearnedOptimizer, chex.ArrayTree, chex.ArrayTree, chex.PRNGKey],
-    tuple[chex.ArrayTree, chex.ArrayTree, Info],
+    [Optimizee, LearnedOptimizer, chex.ArrayTree, Any, chex.PRNGKey],
+    tuple[chex.ArrayTree, Any, Info],
   ]
   horizon: int
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -47,8 +47,8 @@ class MetaTrainState(NamedTuple):
   """
 
   meta_params: chex.ArrayTree
-  outer_state: chex.ArrayTree
-  estimator_state: chex.ArrayTree
+  outer_state: Any
+  estimator_state: Any
   outer_step: jax.Array
   best_meta_params: chex.ArrayTree
   best_loss: jax.Array
@@ -360,12 +360,13 @@ def run(
     outer_optimizer = _default_outer_optimizer()
   check_optimizee(optimizee, jax.random.fold_in(key, _ESTIMATOR))
   if state is None:
-    state = init(optimizee, learned_optimizer, estimator, outer_optimizer, key, meta_params)
+    parts = (optimizee, learned_optimizer, estimator, outer_optimizer)
+    state = init(*parts, key, meta_params)
   # A copy, because the first dispatch reuses the memory of what it is given.
-  state = jax.tree.map(jnp.copy, state)
-  if int(state.outer_step) > num_outer_steps:
+  current = jax.tree.map(jnp.copy, state)
+  if int(current.outer_step) > num_outer_steps:
     raise ValueError(
-      f"state is at outer step {int(state.outer_step)}, beyond num_outer_steps={num_outer_steps}"
+      f"state is at outer step {int(current.outer_step)}, beyond num_outer_steps={num_outer_steps}"
     )
 
   def validate(state: MetaTrainState) -> jax.Array:
@@ -381,12 +382,12 @@ def run(
   history = History() if history is None else history
   seconds_before = history.seconds[-1] if history.seconds else 0.0
   compile_seconds, stopped = 0.0, "finished"
-  taken = int(state.outer_step)
+  taken = int(current.outer_step)
   try:
     while taken < num_outer_steps:
-      state, info = _dispatch(
+      current, info = _dispatch(
         optimizee,
-        state,
+        current,
         learned_optimizer=learned_optimizer,
         estimator=estimator,
         outer_optimizer=outer_optimizer,
@@ -397,28 +398,30 @@ def run(
       _record(history, jax.device_get(info), taken)
       validated = taken % validate_every == 0 or taken == num_outer_steps
       if validated:
-        loss = validate(state)
-        state = _keep_best(state, loss)
+        loss = validate(current)
+        current = _keep_best(current, loss)
         history.validation_step.append(taken)
         history.validation_loss.append(float(loss))
         history.seconds.append(seconds_before + time.perf_counter() - start)
       progress = Progress(
-        state, history, taken, num_outer_steps, time.perf_counter() - start, validated
+        current, history, taken, num_outer_steps, time.perf_counter() - start, validated
       )
       for callback in callbacks:
         callback(progress)
-      if patience is not None and int(state.num_stale) >= patience:
+      if patience is not None and int(current.num_stale) >= patience:
         stopped = "early"
         break
   except KeyboardInterrupt:
     stopped = "interrupted"
-  state = jax.device_get(state._replace(key=jax.random.key_data(state.key)))._replace(key=state.key)
-  no_validation = not np.isfinite(state.best_loss)
+  current = jax.device_get(current._replace(key=jax.random.key_data(current.key)))._replace(
+    key=current.key
+  )
+  no_validation = not np.isfinite(current.best_loss)
   return MetaTrainResult(
-    meta_params=state.meta_params if no_validation else state.best_meta_params,
-    best_loss=float(state.best_loss),
-    best_step=int(state.best_step),
-    state=state,
+    meta_params=current.meta_params if no_validation else current.best_meta_params,
+    best_loss=float(current.best_loss),
+    best_step=int(current.best_step),
+    state=current,
     history=history,
     compile_seconds=compile_seconds,
     seconds=time.perf_counter() - start,

@@ -1,7 +1,7 @@
 """What the two ways to the same meta-gradient have in common, and where they are chosen."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -42,7 +42,7 @@ class Path(NamedTuple):
   gradient: Callable[..., SegmentGradient]
 
 
-def where(condition: jax.Array, on_true: chex.ArrayTree, on_false: chex.ArrayTree):
+def where(condition: jax.Array, on_true: Any, on_false: Any) -> Any:
   """`jnp.where` over trees whose leaves have the axis of the condition first."""
 
   def select(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -77,9 +77,10 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
     end, records, last = _run(optimizee, rule, meta_params, problems, unroll_length)
     grads = jnp.concatenate([records.grads, last.grads[None]])
     losses = jnp.concatenate([records.losses, last.losses[None]])
-    has_outer = records.outer_losses is not None
-    outer_losses = records.outer_losses if has_outer else losses[1:]
-    outer_grads = records.outer_grads if has_outer else grads[1:]
+    if records.outer_losses is None:
+      outer_losses, outer_grads = losses[1:], grads[1:]
+    else:
+      outer_losses, outer_grads = records.outer_losses, records.outer_grads
 
     steps = problems.step[None] + jnp.arange(1, unroll_length + 1)[:, None]
     meta_losses, weights = jax.vmap(jax.value_and_grad(meta_loss), in_axes=1, out_axes=(0, 1))(

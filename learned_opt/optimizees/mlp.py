@@ -139,7 +139,7 @@ def _mlp_functions(
     return module.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"], ()
 
   def cross_entropy(params, images, labels):
-    logits = module.apply({"params": params}, images)
+    logits = jnp.asarray(module.apply({"params": params}, images))
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), logits
 
   def loss_on(split: Split):

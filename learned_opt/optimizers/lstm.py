@@ -12,6 +12,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.core import FrozenDict
 
@@ -160,17 +161,17 @@ def _lstm(
 ) -> LearnedOptimizer:
   module = CoordinatewiseLSTM(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
 
-  def zero_state(shape: tuple[int, ...], dtype: chex.ArrayDType) -> LSTMState:
+  def zero_state(shape: tuple[int, ...], dtype: np.dtype) -> LSTMState:
     zeros = functools.partial(jnp.zeros, (*shape, hidden_size), dtype)
     return LSTMState(tuple(CellState(zeros(), zeros()) for _ in range(num_layers)))
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
-    return module.init(key, jnp.zeros(()), zero_state((), jnp.float32))["params"]
+    return module.init(key, jnp.zeros(()), zero_state((), np.dtype(np.float32)))["params"]
 
-  def optimizer(meta_params: chex.ArrayTree) -> optax.GradientTransformationExtraArgs:
+  def optimizer(meta_params):
     dtype = jax.tree.leaves(meta_params)[0].dtype
 
-    def init_fn(params: chex.ArrayTree) -> LSTMState:
+    def init_fn(params):
       return zero_state((_coordinates.count(params),), dtype)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -182,12 +183,12 @@ def _lstm(
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-  def rule_init(meta_params: chex.ArrayTree, num_coordinates: int) -> tuple[Cell, ...]:
+  def rule_init(meta_params, num_coordinates):
     dtype = jax.tree.leaves(meta_params)[0].dtype
     zeros = functools.partial(jnp.zeros, (hidden_size, num_coordinates), dtype)
     return tuple(Cell(zeros(), zeros()) for _ in range(num_layers))
 
-  def rule_update(meta_params: chex.ArrayTree, grads: jax.Array, state: tuple[Cell, ...]):
+  def rule_update(meta_params, grads, state):
     gates = [meta_params[f"layer_{index}"]["gates"] for index in range(num_layers)]
     layers = tuple(layer_weights(g["kernel"], g["bias"], forget_bias) for g in gates)
     state = stack_step(layers, jnp.moveaxis(preprocessing(grads), -1, 0), state)
