@@ -5,6 +5,7 @@ of its row, never a name in a test.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,8 +57,8 @@ class EstimatorCase:
     make: ``(**options) -> estimator`` for the options `horizon` and `meta_batch_size`.
     unroll_length: inner steps of one estimate; None if it is the horizon.
     biased: whether the mean estimate differs from the gradient of the meta-loss over the horizon.
-    reference: what equals one estimate, or its mean over keys where the estimate is noisy:
-      the name of a function in test_estimators.py.
+    reference: what one estimate equals, or its mean over keys where it is noisy: the name of one
+      of the references of test_estimators.py.
   """
 
   make: Callable[..., learned_opt.MetaGradientEstimator]
@@ -91,55 +92,65 @@ def images(num_images=(30, 12, 9), shape=(6, 5, 1), num_classes=4, seed=0) -> Im
 
 
 class Bowl(NamedTuple):
-  """The constants of one problem of `bowl`."""
+  """The constants of one problem of `bowl`; `defect` is 0 for problems that can be optimized."""
 
   matrix: jax.Array
   target: jax.Array
+  start: jax.Array
+  defect: jax.Array
 
 
-def bowl(dimension: int = 3) -> learned_opt.Optimizee:
-  """An asymmetric problem that is no quadratic: sum_i c_i log cosh(A theta - y)_i, c = 1, 2, ...
+# What can be wrong with a problem of `bowl`.
+NAN_LOSS, NAN_GRADIENT, INFINITE_LOSS, NAN_AFTER_THE_START = DEFECTS = (1, 2, 3, 4)
+
+
+def bowl(defects=(0, 0, 0, 0, 0, 0, 0, 0)) -> learned_opt.Optimizee:
+  """An asymmetric problem that is no quadratic: sum_i c_i log cosh(A theta - y)_i, c = 1, 2, 3.
 
   Smooth, so that finite differences are exact; `bowl_loss` and `bowl_grad` are its numpy form.
+
+  Args:
+    defects: a problem gets one of these eight at random.
   """
-  return learned_opt.Optimizee(_bowl_init(dimension), _bowl_loss)
+  return learned_opt.Optimizee(_bowl_init, _bowl_loss, data=jnp.asarray(defects, jnp.int32))
 
 
-_BOWL_INITS = {}
-
-
-def _bowl_init(dimension):
-  def init(key, data):
-    del data
-    matrix_key, target_key, theta_key = jax.random.split(key, 3)
-    constants = Bowl(
-      jax.random.normal(matrix_key, (dimension, dimension)),
-      1.0 + jax.random.uniform(target_key, (dimension,)),
-    )
-    return 0.3 * jax.random.normal(theta_key, (dimension,)), constants
-
-  return _BOWL_INITS.setdefault(dimension, init)
+def _bowl_init(key, data):
+  # Few operations, as every program of the tests compiles them.
+  draw = 2 * jax.random.uniform(key, (16,), jnp.float32).astype(float) - 1
+  defect = data[(4 * (draw[15] + 1)).astype(int)]
+  constants = Bowl(1.5 * draw[:9].reshape(3, 3), 1.5 + draw[9:12] / 2, draw[12:15] / 2, defect)
+  return constants.start, constants
 
 
 def _bowl_loss(params, constants, data, key):
   del data, key
   residual = constants.matrix @ params - constants.target
-  weights = jnp.arange(1.0, residual.size + 1, dtype=params.dtype)
-  return jnp.sum(weights * (jnp.logaddexp(residual, -residual) - jnp.log(2.0)))
+  loss = jnp.sum(jnp.arange(1.0, 4.0) * (jnp.logaddexp(residual, -residual) - math.log(2.0)))
+  moved = jnp.any(params != constants.start)
+  defect = constants.defect
+  loss += jnp.where((defect == NAN_LOSS) | ((defect == NAN_AFTER_THE_START) & moved), jnp.nan, 0.0)
+  loss += jnp.where(defect == INFINITE_LOSS, jnp.inf, 0.0)
+  # The root has an infinite derivative at zero, which times zero is NaN.
+  return (
+    loss
+    + jnp.sqrt(jnp.where(defect == NAN_GRADIENT, 0.0 * params[0], 1.0))
+    - 1.0 * (defect != NAN_GRADIENT)
+  )
 
 
 def bowl_loss(constants: Bowl):
   """theta -> loss, in numpy."""
-  matrix, target = np.asarray(constants.matrix), np.asarray(constants.target)
-  weights = np.arange(1.0, target.size + 1)
-  return lambda theta: np.sum(weights * np.log(np.cosh(matrix @ theta - target)))
+  weights = np.arange(1.0, 4.0)
+  return lambda theta: np.sum(
+    weights * np.log(np.cosh(constants.matrix @ theta - constants.target))
+  )
 
 
 def bowl_grad(constants: Bowl):
   """theta -> gradient, in numpy, by hand."""
-  matrix, target = np.asarray(constants.matrix), np.asarray(constants.target)
-  weights = np.arange(1.0, target.size + 1)
-  return lambda theta: matrix.T @ (weights * np.tanh(matrix @ theta - target))
+  matrix, weights = constants.matrix, np.arange(1.0, 4.0)
+  return lambda theta: matrix.T @ (weights * np.tanh(matrix @ theta - constants.target))
 
 
 OPTIMIZERS = {
@@ -173,35 +184,27 @@ OPTIMIZEES = {
   ),
 }
 
+
+def truncated(**fixed):
+  return lambda **options: estimators.truncated_backprop(3, **fixed, **options)
+
+
+def full(**fixed):
+  return lambda **options: estimators.full_unroll(**fixed, **options)
+
+
 ESTIMATORS = {
-  "truncated_backprop": EstimatorCase(
-    lambda **options: estimators.truncated_backprop(unroll_length=3, **options),
-    unroll_length=3,
-    biased=True,
-    reference="first_order_gradient",
-  ),
-  "truncated_backprop_second_order": EstimatorCase(
-    lambda **options: estimators.truncated_backprop(unroll_length=3, second_order=True, **options),
-    unroll_length=3,
-    biased=True,
-    reference="true_gradient",
-  ),
-  "full_unroll": EstimatorCase(
-    estimators.full_unroll,
-    unroll_length=None,
-    biased=True,
-    reference="first_order_gradient",
-  ),
-  "full_unroll_second_order": EstimatorCase(
-    lambda **options: estimators.full_unroll(second_order=True, **options),
-    unroll_length=None,
-    biased=False,
-    reference="true_gradient",
+  # First order; the fast path where it is possible.
+  "truncated_backprop": EstimatorCase(truncated(), 3, True, "first_order_gradient"),
+  "full_unroll": EstimatorCase(full(), None, True, "first_order_gradient"),
+  "truncated_backprop_autodiff": EstimatorCase(
+    truncated(path="autodiff"), 3, True, "first_order_gradient"
   ),
   "full_unroll_remat": EstimatorCase(
-    lambda **options: estimators.full_unroll(remat=True, **options),
-    unroll_length=None,
-    biased=True,
-    reference="first_order_gradient",
+    full(path="autodiff", remat=True), None, True, "first_order_gradient"
   ),
+  "truncated_backprop_second_order": EstimatorCase(
+    truncated(second_order=True), 3, True, "true_gradient"
+  ),
+  "full_unroll_second_order": EstimatorCase(full(second_order=True), None, False, "true_gradient"),
 }

@@ -101,21 +101,22 @@ def optimize(lstm: NumpyLSTM, loss, grad, theta, num_steps, state=None):
   return np.array(losses), np.stack(grads), theta, state
 
 
-def first_order_objective(lstm: NumpyLSTM, grads, weights, state=None):
+def first_order_objective(lstm: NumpyLSTM, grads, weighted_grads, state=None):
   """sum_t <u_t(phi; g), R_t>, R_t = sum_{s > t} w_s g_s: its gradient is the first-order rule's.
 
   Args:
     lstm: m_phi.
-    grads: [T + 1, n], the recorded gradients at theta_0, ..., theta_T, held fixed.
-    weights: [T], w_1, ..., w_T.
+    grads: [T, n], the recorded gradients at theta_0, ..., theta_{T-1}, held fixed.
+    weighted_grads: [T, n], w_s times the gradient of what the meta-loss is made of, at theta_1,
+      ..., theta_T, held fixed.
     state: where the LSTM starts; zero if None.
   """
-  rewards = np.cumsum((weights[:, None] * grads[1:])[::-1], axis=0)[::-1]
-  return np.sum(lstm.updates(grads[:-1], state)[0] * rewards)
+  rewards = np.cumsum(weighted_grads[::-1], axis=0)[::-1]
+  return np.sum(lstm.updates(grads, state)[0] * rewards)
 
 
-def directional_difference(function, tree_at, step=1e-5):
-  """Central difference of `function` at 0 along the line `tree_at(epsilon)`, fourth order."""
-  near = function(tree_at(step)) - function(tree_at(-step))
-  far = function(tree_at(2 * step)) - function(tree_at(-2 * step))
+def derivative(function, step=1e-4):
+  """Central difference of fourth order of a function of one number, at zero."""
+  near = function(step) - function(-step)
+  far = function(2 * step) - function(-2 * step)
   return (8 * near - far) / (12 * step)

@@ -1,5 +1,6 @@
 """Inner steps: one scan equals a plain loop, and the first-order rule is what it says."""
 
+import dataclasses
 from typing import NamedTuple
 
 import chex
@@ -199,10 +200,7 @@ def test_outer_losses_are_the_outer_loss_on_draws_of_their_own(key):
 
 
 def test_outer_losses_are_taken_after_each_update(key, x64):
-  optimizee = bowl()
-  outer = learned_opt.Optimizee(
-    optimizee.init, optimizee.loss, outer_loss=lambda params, *_: jnp.sum(params**3)
-  )
+  outer = dataclasses.replace(bowl(), outer_loss=lambda params, *_: jnp.sum(params**3))
   tx = optax.sgd(0.02)
   state = start(outer, tx, key)
   _, trajectory = rollout(outer, tx, state, 3)

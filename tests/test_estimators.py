@@ -1,0 +1,483 @@
+"""Meta-gradients against finite differences, a numpy model and closed forms."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_lstm
+import optax
+import pytest
+from cases import (
+  DEFECTS,
+  ESTIMATORS,
+  OPTIMIZEES,
+  bowl,
+  bowl_grad,
+  bowl_loss,
+  images,
+  meta_params_of,
+  tiny_lstm,
+)
+
+import learned_opt
+from learned_opt import estimators, meta_losses, optimizees, optimizers
+from learned_opt.estimators import drop_diverged
+
+HORIZON, META_BATCH_SIZE, P, OUTPUT_SCALE = 6, 8, 3.0, 0.3
+WEIGHTS = np.array([0.5, -1.0, 2.0, 0.0, 1.5, 3.0])
+
+
+def jitted(estimator, learned_optimizer):
+  """`init` and `estimate` without the learned optimizer; the optimizee is an argument."""
+
+  @jax.jit
+  def init(optimizee, meta_params, key):
+    return estimator.init(optimizee, learned_optimizer, meta_params, key)
+
+  @jax.jit
+  def estimate(optimizee, meta_params, state, key):
+    return estimator.estimate(optimizee, learned_optimizer, meta_params, state, key)
+
+  return init, estimate
+
+
+def small_lstm():
+  return tiny_lstm(hidden_size=3, preprocessing=optimizers.LogAndSign(P), output_scale=OUTPUT_SCALE)
+
+
+def small_meta_params(seed=0):
+  return meta_params_of(small_lstm(), seed, np.float64)
+
+
+class Programs:
+  """The two programs of one row of the table, shared by its tests; counts its traces."""
+
+  def __init__(self, case):
+    self.num_traces = 0
+    self.reference = REFERENCES[case.reference]
+    self.unroll_length = case.unroll_length or HORIZON
+    self.num_truncations = HORIZON // self.unroll_length
+    estimator = case.make(
+      horizon=HORIZON,
+      meta_batch_size=META_BATCH_SIZE,
+      meta_loss=meta_losses.weighted_sum(WEIGHTS),
+    )
+
+    def estimate(optimizee, learned_optimizer, *args):
+      self.num_traces += 1
+      return estimator.estimate(optimizee, learned_optimizer, *args)
+
+    self.init, self.estimate = jitted(estimator._replace(estimate=estimate), small_lstm())
+
+
+@functools.cache
+def programs_of(name):
+  return Programs(ESTIMATORS[name])
+
+
+@pytest.fixture(params=ESTIMATORS)
+def programs(request, x64):
+  return programs_of(request.param)
+
+
+def unstack(tree, index):
+  return jax.tree.map(lambda leaf: np.asarray(leaf[index]), tree)
+
+
+# --- The numpy references: functions of phi whose derivative an estimate must equal.
+
+
+class Segment(NamedTuple):
+  """One truncation of one problem: where it starts, and what its losses weigh."""
+
+  loss: object
+  grad: object
+  theta: np.ndarray
+  lstm_state: object
+  weights: np.ndarray
+
+
+def true_gradient(segment: Segment, lstm):
+  """phi -> sum_s w_s f(theta_s(phi)), optimized anew for each phi."""
+
+  def meta_loss(phi):
+    num_steps = len(segment.weights)
+    losses, *_ = numpy_lstm.optimize(
+      lstm(phi), segment.loss, segment.grad, segment.theta, num_steps, segment.lstm_state
+    )
+    return np.sum(segment.weights * losses[1:])
+
+  return meta_loss
+
+
+def first_order_gradient(segment: Segment, lstm):
+  """phi -> sum_t <u_t(phi; g), R_t> for the gradients recorded at phi = 0."""
+  _, grads, *_ = numpy_lstm.optimize(
+    lstm(0.0),
+    segment.loss,
+    segment.grad,
+    segment.theta,
+    len(segment.weights),
+    segment.lstm_state,
+  )
+  return lambda phi: numpy_lstm.first_order_objective(
+    lstm(phi), grads[:-1], segment.weights[:, None] * grads[1:], segment.lstm_state
+  )
+
+
+REFERENCES = {
+  "true_gradient": true_gradient,
+  "first_order_gradient": first_order_gradient,
+}
+
+
+def lines(meta_params, num_lines=3):
+  """Random directions, and for each `epsilon -> the numpy LSTM at phi + epsilon direction`."""
+  for seed in range(num_lines):
+    rng = np.random.default_rng(seed)
+    direction = jax.tree.map(lambda leaf, rng=rng: rng.normal(size=leaf.shape), meta_params)
+
+    def lstm(epsilon, direction=direction):
+      moved = jax.tree.map(lambda leaf, d: np.asarray(leaf) + epsilon * d, meta_params, direction)
+      return numpy_lstm.NumpyLSTM(moved, numpy_lstm.log_and_sign(P), OUTPUT_SCALE)
+
+    yield direction, lstm
+
+
+def along(meta_grads, direction):
+  products = jax.tree.map(lambda g, d: np.sum(np.asarray(g) * d), meta_grads, direction)
+  return sum(jax.tree.leaves(products))
+
+
+def segments(constants, lstm, unroll_length):
+  """Cuts the optimization of one bowl into truncations."""
+  loss, grad = bowl_loss(constants), bowl_grad(constants)
+  theta, lstm_state = constants.start, None
+  for first in range(0, HORIZON, unroll_length):
+    yield Segment(loss, grad, theta, lstm_state, WEIGHTS[first : first + unroll_length])
+    _, _, theta, lstm_state = numpy_lstm.optimize(
+      lstm, loss, grad, theta, unroll_length, lstm_state
+    )
+
+
+def test_estimate_is_its_reference_for_each_truncation(programs, key):
+  """Along random directions in phi, on asymmetric problems, with a weight for each step."""
+  meta_params = small_meta_params()
+  state, estimates = programs.init(bowl(), meta_params, key), []
+  for step in range(programs.num_truncations):
+    step_key = jax.random.fold_in(key, step)
+    meta_grads, state, _ = programs.estimate(bowl(), meta_params, state, step_key)
+    estimates.append(meta_grads)
+  constants = [unstack(state.problems.constants, index) for index in range(META_BATCH_SIZE)]
+  for direction, line in lines(meta_params):
+    cut = [list(segments(c, line(0.0), programs.unroll_length)) for c in constants]
+    for meta_grads, *problems in zip(estimates, *cut, strict=True):
+      expected = mean_derivative(programs.reference, problems, line)
+      np.testing.assert_allclose(along(meta_grads, direction), expected, rtol=1e-6, atol=1e-10)
+
+
+def mean_derivative(reference, problems, line):
+  return np.mean([numpy_lstm.derivative(reference(segment, line)) for segment in problems])
+
+
+META_LOSSES = {
+  "mean_log": (meta_losses.mean_log, lambda f: 1 / (f.size * (f + 1e-6))),
+  "users_own": (
+    lambda losses, steps: jnp.sum(losses**2 / steps),
+    lambda f: 2 * f / (1 + np.arange(f.size)),
+  ),
+}
+
+
+@pytest.mark.parametrize(("meta_loss", "weights_at"), META_LOSSES.values(), ids=META_LOSSES)
+def test_any_meta_loss_weighs_the_losses_by_its_derivatives(meta_loss, weights_at, key, x64):
+  meta_params = small_meta_params()
+  init, estimate = jitted(estimators.full_unroll(horizon=4, meta_loss=meta_loss), small_lstm())
+  state = init(bowl(), meta_params, key)
+  meta_grads, state, info = estimate(bowl(), meta_params, state, key)
+  constants = unstack(state.problems.constants, 0)
+  loss, grad = bowl_loss(constants), bowl_grad(constants)
+  for direction, line in lines(meta_params):
+    losses, *_ = numpy_lstm.optimize(line(0.0), loss, grad, constants.start, 4)
+    segment = Segment(loss, grad, constants.start, None, weights_at(losses[1:]))
+    expected = numpy_lstm.derivative(first_order_gradient(segment, line))
+    np.testing.assert_allclose(along(meta_grads, direction), expected, rtol=1e-6, atol=1e-10)
+  expected_loss = meta_loss(jnp.asarray(losses[1:]), jnp.arange(1, 5))
+  np.testing.assert_allclose(info.meta_loss, expected_loss, rtol=1e-10)
+
+
+def _outer_loss(params, constants, data, key):
+  del constants, data, key
+  return jnp.sum(jnp.sin(params) * jnp.arange(3))
+
+
+def test_first_order_gradient_of_an_outer_loss(key, x64):
+  """The optimizer sees the gradients of the loss; the rewards are those of the outer loss."""
+  meta_params = small_meta_params()
+  optimizee = dataclasses.replace(bowl(), outer_loss=_outer_loss)
+  init, estimate = jitted(estimators.full_unroll(horizon=4), small_lstm())
+  state = init(optimizee, meta_params, key)
+  meta_grads, state, _ = estimate(optimizee, meta_params, state, key)
+  constants = unstack(state.problems.constants, 0)
+  model = numpy_lstm.NumpyLSTM(meta_params, numpy_lstm.log_and_sign(P), OUTPUT_SCALE)
+  theta, thetas, grads, lstm_state = constants.start, [], [], model.zero_state(3)
+  for _ in range(4):
+    grads.append(bowl_grad(constants)(theta))
+    update, lstm_state = model.update(grads[-1], lstm_state)
+    theta = theta + update
+    thetas.append(theta)
+  grads, rewards = np.array(grads), np.cos(np.array(thetas)) * np.arange(3)
+  for direction, line in lines(meta_params):
+
+    def objective(phi, line=line):
+      return numpy_lstm.first_order_objective(line(phi), grads, rewards)
+
+    expected = numpy_lstm.derivative(objective)
+    np.testing.assert_allclose(along(meta_grads, direction), expected, rtol=1e-6, atol=1e-10)
+
+
+def plain_first_order_loss(optimizee, lstm, problems, num_steps):
+  """phi -> mean over problems of sum_t f(theta_t), with the optimizee's gradients detached."""
+  loss, data = optimizee.loss, optimizee.data
+
+  def one(phi, params, constants, key):
+    tx, total = lstm.optimizer(phi), 0.0
+    opt_state = tx.init(params)
+    for step in range(num_steps + 1):
+      step_key = jax.random.fold_in(key, step)
+      value, grads = jax.value_and_grad(loss)(params, constants, data, step_key)
+      if step > 0 and optimizee.outer_loss is None:
+        total += value
+      elif step > 0:
+        total += optimizee.outer_loss(params, constants, data, jax.random.fold_in(step_key, 1))
+      if step < num_steps:
+        updates, opt_state = tx.update(jax.lax.stop_gradient(grads), opt_state, params)
+        params = optax.apply_updates(params, updates)
+    return total
+
+  def mean(phi):
+    batched = jax.vmap(one, in_axes=(None, 0, 0, 0))
+    return jnp.mean(batched(phi, problems.params, problems.constants, problems.key))
+
+  return mean
+
+
+@pytest.mark.parametrize("case", OPTIMIZEES.values(), ids=OPTIMIZEES)
+def test_first_order_gradient_of_every_optimizee_equals_a_plain_loop(case, key, x64):
+  """Trees of tensors, minibatches and outer losses; the loop is optax's, without a scan."""
+  optimizee, lstm, meta_params = case.make(), small_lstm(), small_meta_params()
+  init, estimate = jitted(estimators.full_unroll(horizon=1, meta_batch_size=2), lstm)
+  state = init(optimizee, meta_params, key)
+  # The problems that `init` drew are the ones to go on with, so that their start is known.
+  kept = state._replace(restart=jnp.zeros_like(state.restart))
+  meta_grads, _, info = estimate(optimizee, meta_params, kept, key)
+  loss = plain_first_order_loss(optimizee, lstm, state.problems, 1)
+  expected_loss, expected = jax.jit(jax.value_and_grad(loss))(meta_params)
+  # Classifiers compute in float32 from images on.
+  chex.assert_trees_all_close(meta_grads, expected, rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(info.meta_loss, expected_loss, rtol=1e-5)
+  assert float(optax.tree.norm(expected)) > 1e-3
+
+
+def test_any_optimizer_can_be_meta_trained(key, x64):
+  """A learned rate for SGD, and a gradient clip that mixes coordinates; closed form by hand."""
+  sgd = learned_opt.LearnedOptimizer(
+    lambda key: jnp.array(0.2),
+    lambda phi: optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(phi)),
+  )
+  init, estimate = jitted(estimators.full_unroll(horizon=3), sgd)
+  state = init(bowl(), jnp.array(0.2), key)
+  meta_grad, state, _ = estimate(bowl(), jnp.array(0.2), state, key)
+  constants = unstack(state.problems.constants, 0)
+  grad, theta = bowl_grad(constants), constants.start
+  slope, expected = np.zeros(3), 0.0
+  for _ in range(3):
+    clipped = grad(theta) * min(1.0, 0.5 / np.linalg.norm(grad(theta)))
+    theta, slope = theta - 0.2 * clipped, slope - clipped
+    expected += grad(theta) @ slope
+  np.testing.assert_allclose(meta_grad, expected, rtol=1e-10)
+
+
+# --- Truncations.
+
+
+def test_truncated_is_full_when_the_horizon_is_one_unroll(key):
+  lstm = tiny_lstm()
+  meta_params = meta_params_of(lstm)
+  results = []
+  for estimator in (
+    estimators.truncated_backprop(3, 3, 2, meta_losses.mean),
+    estimators.full_unroll(3, 2, meta_losses.mean),
+  ):
+    init, estimate = jitted(estimator, lstm)
+    results.append(estimate(bowl(), meta_params, init(bowl(), meta_params, key), key))
+  chex.assert_trees_all_equal(*results)
+
+
+def test_each_loss_is_counted_once_and_problems_are_replaced_at_the_horizon(programs, key):
+  meta_params, unroll_length = small_meta_params(), programs.unroll_length
+  model = numpy_lstm.NumpyLSTM(meta_params, numpy_lstm.log_and_sign(P), OUTPUT_SCALE)
+  state, starts = programs.init(bowl(), meta_params, key), []
+  for episode in range(2):
+    total, curves = 0.0, []
+    for step in range(programs.num_truncations):
+      step_key = jax.random.fold_in(key, 10 * episode + step)
+      meta_grads, state, info = programs.estimate(bowl(), meta_params, state, step_key)
+      total += float(info.meta_loss)
+      curves.append(np.asarray(info.losses))
+      np.testing.assert_allclose(info.meta_grad_norm, optax.tree.norm(meta_grads), rtol=1e-12)
+      assert (int(info.num_diverged), info.num_diverged.dtype) == (0, jnp.int32)
+      done = (step + 1) * unroll_length
+      np.testing.assert_array_equal(state.problems.step, [done] * META_BATCH_SIZE)
+      np.testing.assert_array_equal(state.restart, [done == HORIZON] * META_BATCH_SIZE)
+    losses = mean_curve(model, state.problems.constants, range(META_BATCH_SIZE), HORIZON)
+    np.testing.assert_allclose(total, np.sum(WEIGHTS * losses[1:]), rtol=1e-10)
+    np.testing.assert_allclose(curves[0], losses[: unroll_length + 1], rtol=1e-10)
+    np.testing.assert_allclose(curves[-1], losses[-unroll_length - 1 :], rtol=1e-10)
+    starts.append(np.asarray(state.problems.constants.start))
+  assert not np.any(np.isclose(*starts))
+
+
+def mean_curve(model, constants, indices, num_steps):
+  """The mean losses of some problems, by the numpy model."""
+  problems = [unstack(constants, index) for index in indices]
+  curves = [
+    numpy_lstm.optimize(model, bowl_loss(c), bowl_grad(c), c.start, num_steps)[0] for c in problems
+  ]
+  return np.mean(curves, axis=0)
+
+
+def test_same_key_same_bits_and_other_keys_other_problems(programs, key):
+  meta_params = small_meta_params()
+  state = programs.init(bowl(), meta_params, key)
+  first = programs.estimate(bowl(), meta_params, state, key)
+  chex.assert_trees_all_equal(first, programs.estimate(bowl(), meta_params, state, key))
+  other = programs.estimate(bowl(), meta_params, state, jax.random.key(9))
+  assert float(first[2].meta_loss) != float(other[2].meta_loss)
+  chex.assert_trees_all_equal_shapes_and_dtypes(first[0], meta_params)
+
+
+def test_the_key_matters_only_where_problems_are_replaced(programs, key):
+  meta_params = small_meta_params()
+  state = programs.init(bowl(), meta_params, key)
+  kept = state._replace(restart=jnp.zeros_like(state.restart))
+  results = [programs.estimate(bowl(), meta_params, kept, k) for k in jax.random.split(key)]
+  chex.assert_trees_all_equal(*results)
+
+
+def test_one_trace(programs, key):
+  """Other meta-params, keys, data, and a second outer step: the tests before this one, too."""
+  losses = []
+  for seed in range(2):
+    meta_params, optimizee = small_meta_params(seed), bowl([0] * 7 + [seed])
+    state = programs.init(optimizee, meta_params, jax.random.key(seed))
+    for step in range(2):
+      step_key = jax.random.fold_in(key, step)
+      meta_grads, state, info = programs.estimate(optimizee, meta_params, state, step_key)
+      meta_params = jax.tree.map(lambda p, g: p - 1e-3 * g, meta_params, meta_grads)
+      losses.append(float(info.meta_loss))
+  assert len(set(losses)) == 4
+  assert programs.num_traces == 1
+
+
+# --- Problems that diverge.
+
+
+def test_diverged_problems_are_dropped_counted_and_replaced(programs, key):
+  optimizee, meta_params = bowl((0, 0, 0, 0, *DEFECTS)), small_meta_params()
+  state = programs.init(optimizee, meta_params, key)
+  meta_grads, state, info = programs.estimate(optimizee, meta_params, state, key)
+  bad = np.asarray(state.problems.constants.defect) != 0
+  assert 0 < np.sum(bad) < META_BATCH_SIZE
+  assert int(info.num_diverged) == np.sum(bad)
+  ((direction, line),) = lines(meta_params, num_lines=1)
+  good = [unstack(state.problems.constants, index) for index in np.flatnonzero(~bad)]
+  first_segments = [next(segments(c, line(0.0), programs.unroll_length)) for c in good]
+  expected = mean_derivative(programs.reference, first_segments, line)
+  np.testing.assert_allclose(along(meta_grads, direction), expected, rtol=1e-6)
+  curve = mean_curve(
+    line(0.0), state.problems.constants, np.flatnonzero(~bad), programs.unroll_length
+  )
+  np.testing.assert_allclose(info.losses, curve, rtol=1e-10)
+  weights = WEIGHTS[: programs.unroll_length]
+  np.testing.assert_allclose(info.meta_loss, np.sum(weights * curve[1:]), rtol=1e-10)
+  replaced = bad | (programs.unroll_length == HORIZON)
+  np.testing.assert_array_equal(state.restart, replaced)
+  _, after, _ = programs.estimate(optimizee, meta_params, state, jax.random.key(1))
+  same = after.problems.constants.start == state.problems.constants.start
+  np.testing.assert_array_equal(np.all(same, axis=1), ~replaced)
+  steps = np.where(replaced, programs.unroll_length, 2 * programs.unroll_length)
+  np.testing.assert_array_equal(after.problems.step, steps)
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_if_all_diverge_the_estimate_is_zero_and_the_loss_nan(programs, defect, key):
+  optimizee, meta_params = bowl([defect] * 8), small_meta_params()
+  state = programs.init(optimizee, meta_params, key)
+  meta_grads, state, info = programs.estimate(optimizee, meta_params, state, key)
+  chex.assert_trees_all_equal(meta_grads, jax.tree.map(jnp.zeros_like, meta_params))
+  assert int(info.num_diverged) == META_BATCH_SIZE
+  assert np.isnan(info.meta_loss)
+  assert np.all(np.isnan(info.losses))
+  np.testing.assert_array_equal(state.restart, [True] * META_BATCH_SIZE)
+
+
+def test_drop_diverged_names_the_problem_of_each_bad_leaf():
+  losses = jnp.array([1.0, 2.0, jnp.inf, 4.0])
+  grads = {"a": jnp.array([1.0, jnp.nan, 3.0, 5.0]), "b": jnp.ones((4, 2, 2)).at[3].set(3.0)}
+  mean, diverged = drop_diverged(losses, grads)
+  np.testing.assert_array_equal(diverged, [False, True, True, False])
+  np.testing.assert_allclose(mean["a"], 3.0)
+  np.testing.assert_allclose(mean["b"], np.full((2, 2), 2.0))
+
+
+# --- Data are arguments.
+
+
+@pytest.mark.parametrize("case", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_a_data_set_is_no_constant_of_the_program(case, key):
+  lstm = tiny_lstm()
+  meta_params = meta_params_of(lstm)
+  init, estimate = jitted(case.make(horizon=HORIZON), lstm)
+  dataset = images((30_000, 1, 1))
+  optimizee = optimizees.mlp_classifier(dataset, (3,), batch_size=4)
+  state = jax.eval_shape(init, optimizee, meta_params, key)
+  program = estimate.lower(optimizee, meta_params, state, key).as_text()
+  assert len(program) < dataset.train[0].nbytes
+
+
+# --- Errors.
+
+
+@pytest.mark.parametrize(
+  ("options", "error", "message"),
+  [
+    ({"unroll_length": 20, "horizon": 50}, ValueError, "multiple .* horizon=40 would work"),
+    ({"unroll_length": 20, "horizon": 10}, ValueError, "multiple .* horizon=20 would work"),
+    ({"unroll_length": 0}, ValueError, "unroll_length must be at least 1, got 0"),
+    ({"horizon": -5}, ValueError, "horizon must be at least 1, got -5"),
+    ({"meta_batch_size": 0}, ValueError, "meta_batch_size must be at least 1, got 0"),
+    ({"meta_loss": "sum"}, TypeError, "meta_loss must be a function .* got 'sum'"),
+    ({"meta_loss": lambda losses, steps: losses}, ValueError, "finite scalar"),
+    ({"meta_loss": meta_losses.weighted_sum([1.0] * 99)}, ValueError, "a weight for each step"),
+  ],
+  ids=["remainder", "short", "unroll", "horizon", "batch", "type", "vector", "weights"],
+)
+def test_truncated_backprop_refuses(options, error, message):
+  with pytest.raises(error, match=message):
+    estimators.truncated_backprop(**options)
+
+
+@pytest.mark.parametrize("options", [{"horizon": 0}, {"meta_batch_size": 0}], ids=repr)
+def test_full_unroll_refuses(options):
+  with pytest.raises(ValueError, match=f"{next(iter(options))} must be at least 1, got 0"):
+    estimators.full_unroll(**options)
+
+
+@pytest.mark.parametrize("case", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_horizon_is_told(case):
+  assert case.make(horizon=9).horizon == 9
