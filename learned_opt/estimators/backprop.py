@@ -79,7 +79,7 @@ def truncated_backprop(
     >>> state.problems.step.tolist(), int(info.num_diverged)
     ([5], 0)
   """
-  _check_positive(unroll_length=unroll_length, horizon=horizon, meta_batch_size=meta_batch_size)
+  _check_positive(horizon=horizon, unroll_length=unroll_length, meta_batch_size=meta_batch_size)
   if horizon % unroll_length:
     near = max(horizon // unroll_length, 1) * unroll_length
     raise ValueError(
