@@ -1,49 +1,76 @@
-# Two commands are all the set-up: make demo, make test. Both build .venv first.
+# `make help` lists the targets. Python 3.11 or newer and make are all that must be there before.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.built-from-lock
-
-.DEFAULT_GOAL := help
-.PHONY: help env demo test lint format lock clean
-
-help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
-
-env: $(STAMP)  ## Build .venv from requirements.lock
-
-# The stamp is written last: an interrupted build is built again.
-$(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "learned_opt needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
-	@rm -f $@
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@# uv installs into the environment that it is itself in; the lock holds it, so it stays.
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
-	$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
-	@touch $@
-
-demo: env  ## Meta-train an LSTM on quadratics, judge it, show how to load it
-	$(BIN)/python experiments/quadratic.py --size demo --out $(DEMO)
-
+PYTHON_VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# Stamps are written last, so an interrupted build leaves none; they name the version, so another
+# PYTHON builds another environment.
+HAS_UV := $(VENV)/.has-uv-$(PYTHON_VERSION)
+COMPLETE := $(VENV)/.complete-$(PYTHON_VERSION)
+UV := UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv --quiet
+LOCK := pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header
+# Runs are never overwritten.
 DEMO ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-lint: env  ## Linter, format and types
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo '  The environment is built by $(PYTHON); make PYTHON=python3.12 ... takes another one.'
+
+.PHONY: demo
+demo: $(COMPLETE) ## meta-train an optimizer for quadratics and compare it (under 3 minutes)
+	$(BIN)/python experiments/quadratic.py --size demo --out $(DEMO)
+
+.PHONY: env
+env: $(COMPLETE) ## build .venv from requirements.lock
+
+.PHONY: test
+test: lint types pytest ## check style, types and tests
+
+.PHONY: lint
+lint: $(COMPLETE) ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
 
-test: lint  ## Linter, types, tests and doctests, coverage
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+.PHONY: types
+types: $(COMPLETE) ## check types
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
-format: env  ## Format the code
+.PHONY: pytest
+pytest: $(COMPLETE) ## run tests and doctests, with coverage
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
+.PHONY: format
+format: $(COMPLETE) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: env  ## Choose new versions of all packages, for all supported Pythons
-	$(BIN)/python -m uv pip compile --quiet --universal --upgrade --python-version 3.11 \
-	  --all-extras --no-annotate --no-header pyproject.toml --output-file requirements.lock
+.PHONY: lock
+lock: $(HAS_UV) ## resolve the dependencies of pyproject.toml anew, for all Python versions
+	$(UV) $(LOCK) --upgrade pyproject.toml --output-file requirements.lock
 
-clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache tests/.cache .coverage .coverage.*
+.PHONY: clean
+clean: ## remove the environment, caches and build results; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov .pytest_cache .ruff_cache tests/.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(HAS_UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "learned_opt needs Python 3.11 or newer, but $(PYTHON) is $(or $(PYTHON_VERSION),not there)." >&2; \
+	  echo "Name another one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
+	@touch $@
+
+$(COMPLETE): requirements.lock pyproject.toml | $(HAS_UV)
+	@rm -f $@
+	$(UV) pip sync requirements.lock
+	$(UV) pip install --no-deps --no-build-isolation --editable .
+	@touch $@
