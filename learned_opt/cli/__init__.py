@@ -1,0 +1,128 @@
+"""The command line: ``learned-opt train``, ``evaluate``, ``list`` and ``info``.
+
+It needs tyro and rich, which nothing else in the library does, and which are imported when one of
+the functions below is called.
+"""
+
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from learned_opt.evaluate import Evaluation
+  from learned_opt.runs import Recipe, Run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs ``learned-opt``.
+
+  Args:
+    argv: the words after the program's name; None means those of this process.
+
+  Returns:
+    The exit code: 0, 2 for an error that the user can mend, 130 after Ctrl-C.
+
+  Example:
+    >>> from learned_opt import cli
+    >>> cli.main(["--version"])
+    0.1.0
+    0
+  """
+  try:
+    _check_extras()
+    from learned_opt.cli import _commands
+
+    return _commands.main(sys.argv[1:] if argv is None else argv)
+  except SystemExit as exit_request:
+    # tyro's, after --help or a mistake, and ours: so that a caller in Python gets the code.
+    code = exit_request.code
+    return code if isinstance(code, int) else 0
+
+
+def run_recipe(
+  recipe: "Recipe", out: str | os.PathLike[str], *, resume: bool = False, plots: bool = True
+) -> "Run":
+  """Does what ``learned-opt train`` does, for a recipe: for scripts such as the experiments.
+
+  Shows progress on stderr, and prints the table, the files and how to load the optimizer. Keeps
+  compiled programs in the user's cache folder.
+
+  Args:
+    recipe: what to do.
+    out: the folder of the run; see `learned_opt.runs.train`.
+    resume: whether to continue the run that is there.
+    plots: whether to draw the figures.
+
+  Returns:
+    The run.
+
+  Raises:
+    SystemExit: with code 2 after an error, which is printed in one line, or 130 after Ctrl-C.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> from learned_opt import cli, estimators, optimizees, optimizers, runs
+    >>> recipe = runs.Recipe(
+    ...   name="lstm",
+    ...   optimizee=optimizees.quadratic(dimension=2),
+    ...   learned_optimizer=optimizers.lstm(hidden_size=4),
+    ...   estimator=estimators.truncated_backprop(5, 10),
+    ...   num_outer_steps=4,
+    ...   validate_every=2,
+    ...   num_validation_problems=2,
+    ...   num_test_problems=2,
+    ...   baselines=(),
+    ... )
+    >>> run = cli.run_recipe(recipe, tempfile.mkdtemp())  # doctest: +ELLIPSIS
+    optimizee: mean loss over 2 fresh problems
+    ...
+      state = tx.init(params)  # an optax.GradientTransformationExtraArgs
+  """
+  _check_extras()
+  from learned_opt.cli import _commands, _session
+
+  with _session.errors_in_one_line():
+    _session.use_compilation_cache()
+    return _commands.run_recipe(recipe, pathlib.Path(out), resume=resume, plots=plots)
+
+
+def evaluate_recipe(
+  recipe: "Recipe",
+  out: str | os.PathLike[str],
+  *,
+  num_steps: int | None = None,
+  plots: bool = True,
+) -> "Evaluation":
+  """Evaluates the optimizer of a run once more, for example for more steps; prints the table.
+
+  Args:
+    recipe: of the run.
+    out: its folder.
+    num_steps: see `learned_opt.runs.evaluate`.
+    plots: whether to draw the figure.
+
+  Returns:
+    The evaluation.
+
+  Raises:
+    SystemExit: as of `run_recipe`.
+  """
+  _check_extras()
+  from learned_opt.cli import _commands, _session
+
+  with _session.errors_in_one_line():
+    return _commands.evaluate_recipe(recipe, pathlib.Path(out), num_steps=num_steps, plots=plots)
+
+
+def _check_extras() -> None:
+  missing = [name for name in ("tyro", "rich") if importlib.util.find_spec(name) is None]
+  if missing:
+    print(
+      f"learned-opt: the command line needs {' and '.join(missing)}: "
+      "pip install 'learned_opt[cli]'",
+      file=sys.stderr,
+    )
+    raise SystemExit(2)

@@ -1,0 +1,226 @@
+"""What the sub-commands do with their options."""
+
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import learned_opt
+from learned_opt import _run_folder, artifacts, evaluate, runs
+from learned_opt.cli import _options, _report, _session
+from learned_opt.cli._factories import FactoryConfig
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs a command line; see `learned_opt.cli.main`."""
+  if list(argv) == ["--version"]:
+    print(learned_opt.__version__)
+    return 0
+  with _session.errors_in_one_line():
+    command, options = _options.parse(argv)
+  session = options.session
+  with _session.errors_in_one_line(session.traceback):
+    if not isinstance(session, _options.Session):
+      return _COMMANDS[command](options)
+    if session.compilation_cache:
+      _session.use_compilation_cache()
+    with _session.on_device(session.device):
+      return _COMMANDS[command](options)
+
+
+def run_recipe(
+  recipe: runs.Recipe,
+  out: pathlib.Path,
+  *,
+  resume: bool = False,
+  evaluate: bool = True,
+  plots: bool = True,
+  as_json: bool = False,
+) -> runs.Run:
+  """Trains with progress on stderr; prints the outcome; see `learned_opt.cli.run_recipe`."""
+  with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
+    run = runs.train(
+      recipe,
+      out,
+      resume=resume,
+      callbacks=[reporter],
+      evaluate=evaluate,
+      plots=plots,
+      on_progress=reporter.say,
+    )
+  if as_json:
+    _print_json(_run_to_json(run))
+  else:
+    _report.print_run(run)
+  if run.interrupted:
+    _session.say(_what_is_left(run))
+    raise SystemExit(_session.INTERRUPTED)
+  return run
+
+
+def evaluate_recipe(
+  recipe: runs.Recipe, out: pathlib.Path, *, num_steps: int | None, plots: bool
+) -> evaluate.Evaluation:
+  """Evaluates with progress on stderr; see `learned_opt.cli.evaluate_recipe`."""
+  with _report.Reporter() as reporter:
+    evaluation = runs.evaluate(
+      recipe, out, num_steps=num_steps, plots=plots, on_progress=reporter.say
+    )
+  _report.print_evaluation(evaluation)
+  return evaluation
+
+
+def _train(options: Any) -> int:
+  with _stdout_kept_for_json(options.session.json):
+    recipe = _recipe(options)
+  name = f"{recipe.name}-{options.optimizee}-{recipe.seed}"
+  run_recipe(
+    recipe,
+    options.out or pathlib.Path("runs") / name,
+    resume=options.resume,
+    evaluate=options.evaluate,
+    plots=options.plots,
+    as_json=options.session.json,
+  )
+  return 0
+
+
+def _recipe(options: Any) -> runs.Recipe:
+  configs: dict[str, FactoryConfig] = {
+    name: getattr(options, f"{name}_options")
+    for name in ("optimizee", "learned_optimizer", "estimator")
+  }
+  splits = _options.optimizee_splits(configs["optimizee"])
+  made = {
+    name: type(configs[name]).factory(**configs[name].arguments())
+    for name in ("learned_optimizer", "estimator")
+  }
+  return runs.Recipe(
+    optimizee=splits["train"],
+    validation_optimizee=splits["validation"],
+    test_optimizee=splits["test"],
+    optimizee_name=_options.optimizee_name(configs["optimizee"]),
+    description={name: configs[name].record() for name in ("optimizee", "estimator")},
+    **made,
+    **options.recipe.arguments(),
+  )
+
+
+def _evaluate(options: Any) -> int:
+  as_json, config = options.session.json, options.optimizee_options
+  with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
+    artifact = artifacts.load_artifact(options.name_or_path)
+    name = _optimizer_name(options.name_or_path, artifact)
+    _make_folder(options)
+    splits = _options.optimizee_splits(config)
+    problems = _options.optimizee_name(config)
+    reporter.say(f"evaluating {name} on {problems}, {options.num_steps} steps")
+    evaluation = evaluate.evaluate(
+      splits["test"],
+      [evaluate.Candidate.from_learned(name, artifact.learned_optimizer, artifact.meta_params)],
+      num_steps=options.num_steps,
+      num_problems=options.num_problems,
+      key=runs.split_seed(options.seed)[1],
+      baselines=options.baselines,
+      tuning_optimizee=splits["train"],
+      num_tuning_problems=options.num_tuning_problems,
+      objective=options.objective,
+      optimizee_name=problems,
+      on_progress=reporter.say,
+    )
+    if options.out is not None:
+      _run_folder.write_evaluation(evaluation, options.out, plots=options.plots)
+  if as_json:
+    _print_json(evaluation.to_json())
+    return 0
+  _report.print_evaluation(evaluation)
+  _report.print_files(_run_folder.contents(options.out) if options.out is not None else ())
+  return 0
+
+
+def _make_folder(options: Any) -> None:
+  """Makes the folder of an evaluation, with what the evaluation is to be."""
+  if options.out is None:
+    return
+  if options.plots:
+    runs.check_matplotlib()
+  names = ("name_or_path", "num_steps", "num_problems", "num_tuning_problems", "baselines")
+  config = {name: getattr(options, name) for name in (*names, "objective", "seed")}
+  _run_folder.make(options.out, {**config, "optimizee": options.optimizee_options.record()})
+
+
+def _optimizer_name(name_or_path: str, artifact: artifacts.Artifact) -> str:
+  """What tables and plots call an optimizer: its shipped name, or the one in its recipe."""
+  if name_or_path in artifacts.pretrained_names():
+    return name_or_path
+  named = (artifact.card["recipe"] or {}).get("name")
+  return named if isinstance(named, str) else pathlib.Path(name_or_path).resolve().name
+
+
+def _list(options: _options.ListOptions) -> int:
+  shipped = {name: artifacts.load_artifact(name) for name in artifacts.pretrained_names()}
+  if options.session.json:
+    rows = [{"name": name, **_report.summary_of(one.card)} for name, one in shipped.items()]
+    _print_json({"optimizers": rows})
+  elif shipped:
+    _report.print_list(shipped)
+  else:
+    _session.say("no learned optimizer is shipped with this version")
+  return 0
+
+
+def _info(options: _options.InfoOptions) -> int:
+  artifact = artifacts.load_artifact(options.name_or_path)
+  if options.session.json:
+    _print_json(artifact.card)
+  else:
+    _report.print_card(options.name_or_path, artifact.card)
+  return 0
+
+
+_COMMANDS: dict[str, Callable[[Any], int]] = {
+  "train": _train,
+  "evaluate": _evaluate,
+  "list": _list,
+  "info": _info,
+}
+
+
+@contextlib.contextmanager
+def _stdout_kept_for_json(as_json: bool) -> Iterator[None]:
+  """Sends to stderr what libraries print, such as TFDS while it downloads."""
+  with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    yield
+
+
+def _print_json(value: Any) -> None:
+  print(json.dumps(value, allow_nan=False), flush=True)
+
+
+def _run_to_json(run: runs.Run) -> dict[str, Any]:
+  training = run.training
+  return {
+    "out": str(run.out),
+    "optimizer": None if run.optimizer is None else str(run.optimizer),
+    "files": [str(path) for path in run.files],
+    "stopped": "interrupted" if run.interrupted else training.stopped,
+    "outer_steps": int(training.state.outer_step),
+    "best_step": training.best_step,
+    "best_validation_loss": training.best_loss if training.history.validation_loss else None,
+    "seconds": training.seconds,
+    "evaluation": None if run.evaluation is None else run.evaluation.to_json(),
+  }
+
+
+def _what_is_left(run: runs.Run) -> str:
+  step = int(run.training.state.outer_step)
+  if run.optimizer is None:
+    return "interrupted before the first outer step was done: there is nothing to save"
+  kept = (
+    f"the best so far, of outer step {run.training.best_step}"
+    if run.training.history.validation_loss
+    else "the latest meta-params, which were never validated,"
+  )
+  return f"interrupted at outer step {step}: {kept} is in {run.optimizer}; --resume continues"

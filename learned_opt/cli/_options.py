@@ -1,0 +1,277 @@
+"""The options of the sub-commands, and how a command line is read."""
+
+import dataclasses
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+
+from learned_opt import artifacts, estimators, optimizees, optimizers, runs
+from learned_opt import evaluate as evaluation
+from learned_opt.base import ImageDataset, Optimizee
+from learned_opt.cli._factories import (
+  Choices,
+  FactoryConfig,
+  Field,
+  alternatives,
+  derive,
+  flatten_record,
+  parameter_help,
+)
+
+PROGRAM = "learned-opt"
+
+
+def _by_name(factories: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+  return {factory.__name__: factory for factory in factories}
+
+
+OPTIMIZEES = _by_name(optimizees.OPTIMIZEES)
+ARCHITECTURES = _by_name(optimizers.ARCHITECTURES)
+ESTIMATORS = _by_name(estimators.ESTIMATORS)
+
+_DEFAULTS: dict[str, Any] = {
+  "num_outer_steps": 1000,
+  "outer_learning_rate": 3e-3,
+  "schedule": "cosine",
+  "num_steps": 100,
+  "num_problems": 128,
+}
+
+# Where other values suit a problem: what is chosen, and the values then.
+_SPECIAL_DEFAULTS: tuple[tuple[dict[str, str], dict[str, Any]], ...] = (
+  # As in the paper, which has neither on quadratics.
+  (
+    {"optimizee": "quadratic", "learned_optimizer": "lstm"},
+    {"learned_optimizer.preprocessing": "identity", "learned_optimizer.output_scale": 1.0},
+  ),
+  # Quadratics differ much from one another, and many of them cost little more than one.
+  (
+    {"optimizee": "quadratic"},
+    {
+      "estimator.meta_batch_size": 128,
+      "num_validation_problems": 256,
+      "num_tuning_problems": 128,
+      "num_test_problems": 1000,
+      "num_problems": 1000,
+    },
+  ),
+)
+
+
+_Json = Annotated[bool, arg(help="print one JSON object on stdout and nothing else.")]
+_Traceback = Annotated[bool, arg(help="show where in the code an error came from.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+  """What holds for every command."""
+
+  json: _Json = False
+  traceback: _Traceback = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """What holds for every command that computes."""
+
+  device: Annotated[
+    str | None, arg(help="where to compute: cpu, gpu or tpu, or one of several, such as gpu:1.")
+  ] = None
+  compilation_cache: Annotated[
+    bool, arg(help="keep compiled programs in the user's cache folder, for the next time.")
+  ] = True
+  json: _Json = False
+  traceback: _Traceback = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ListOptions:
+  """The options of ``list``."""
+
+  session: Annotated[Output, OmitArgPrefixes] = Output()
+
+
+_NameOrPath = Annotated[
+  Positional[str],
+  arg(help="a shipped optimizer, or the folder of one that was saved.", metavar="NAME_OR_PATH"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class InfoOptions:
+  """The options of ``info``."""
+
+  name_or_path: _NameOrPath
+  session: Annotated[Output, OmitArgPrefixes] = Output()
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+  """Reads a command line.
+
+  Args:
+    argv: the words after the program's name.
+
+  Returns:
+    The name of the sub-command, and its options.
+
+  Raises:
+    ValueError: if an option that chooses a factory names none that there is.
+    SystemExit: after ``--help``, with code 0, and with code 2 if the words make no sense.
+
+  Example:
+    >>> from learned_opt.cli._options import parse
+    >>> argv = ["train", "--optimizee", "quadratic", "--optimizee.dimension", "3"]
+    >>> command, options = parse(argv)
+    >>> command, options.optimizee_options.dimension
+    ('train', 3)
+  """
+  types = {
+    "train": _train_options(_choices(argv, {})),
+    "evaluate": _evaluate_options(_choices(argv, _defaults_of_card(argv))),
+    "list": ListOptions,
+    "info": InfoOptions,
+  }
+  descriptions = {
+    "train": "Meta-train a learned optimizer, save it and compare it with tuned baselines.",
+    "evaluate": "Judge a learned optimizer beside tuned baselines, on fresh problems.",
+    "list": "Show the learned optimizers that are shipped with the library.",
+    "info": "Show what a learned optimizer is, how it was made and how good it is.",
+  }
+  members = tuple(
+    Annotated[one, subcommand(name, description=descriptions[name])] for name, one in types.items()
+  )
+  options: Any = tyro.cli(
+    Union[members],  # pyright: ignore[reportArgumentType, reportCallIssue] # noqa: UP007
+    prog=PROGRAM,
+    description="Learned optimizers: make them, judge them, look at them. The options of a command "
+    "follow its name: learned-opt train --help",
+    args=list(argv),
+    # Options that are off have no twin that turns them off, and those that are on no other.
+    config=(FlagCreatePairsOff,),
+  )
+  return next(name for name, one in types.items() if type(options) is one), options
+
+
+def optimizee_splits(config: FactoryConfig) -> dict[str, Optimizee]:
+  """The optimizee on the train, validation and test split, if it has splits."""
+  factory: Callable[..., Optimizee] = type(config).factory
+  arguments = config.arguments()
+  if "split" not in inspect.signature(factory).parameters:
+    the_only = factory(**arguments)
+    return dict.fromkeys(ImageDataset._fields, the_only)
+  return {split: factory(**arguments, split=split) for split in ImageDataset._fields}
+
+
+def optimizee_name(config: FactoryConfig) -> str:
+  """What tables and plots call the problems."""
+  dataset = getattr(config, "dataset", None)
+  name = type(config).factory.__name__
+  return f"{name} on {dataset}" if dataset else name
+
+
+def _train_options(choices: Choices) -> type:
+  fields = [
+    *_alternatives("optimizee", OPTIMIZEES, "the problems to train on.", choices),
+    *_alternatives("learned_optimizer", ARCHITECTURES, "the architecture.", choices),
+    *_alternatives("estimator", ESTIMATORS, "of the meta-gradient.", choices),
+    _path("out", "the folder of the run; by default runs/NAME-OPTIMIZEE-SEED."),
+    _flag("resume", False, "continue the run in that folder, from its last validation."),
+    _flag("evaluate", True, "compare with tuned baselines at the end."),
+    _flag("plots", True, "draw the figures, which needs matplotlib."),
+    _group("recipe", derive(runs.Recipe, "", choices, omit=("optimizee_name",))),
+    _group("session", Session),
+  ]
+  return _dataclass("TrainOptions", fields)
+
+
+def _evaluate_options(choices: Choices) -> type:
+  help_texts = parameter_help(evaluation.evaluate) | {
+    "seed": parameter_help(runs.Recipe)["seed"],
+    "objective": parameter_help(runs.Recipe)["objective"],
+  }
+  types = {
+    "num_steps": (int, 100),
+    "num_problems": (int, 128),
+    "num_tuning_problems": (int, 32),
+    "baselines": (tuple[str, ...], tuple(evaluation.BASELINES)),
+    "objective": (runs.Recipe.__annotations__["objective"], "final"),
+    "seed": (int, 0),
+  }
+  fields = [
+    Field("name_or_path", _NameOrPath, dataclasses.MISSING),
+    *_alternatives(
+      "optimizee",
+      OPTIMIZEES,
+      "the problems; by default those that it was trained on, if its card names them.",
+      choices,
+    ),
+    *(
+      Field(name, Annotated[hint, arg(help=help_texts[name])], choices.default(name, fallback))
+      for name, (hint, fallback) in types.items()
+    ),
+    _path("out", "a folder for the result and the figure of it, which is made."),
+    _flag("plots", True, "draw the figure in that folder, which needs matplotlib."),
+    _group("session", Session),
+  ]
+  return _dataclass("EvaluateOptions", fields)
+
+
+def _choices(argv: Sequence[str], card: Mapping[str, Any]) -> Choices:
+  """What is chosen, with the defaults that go with it."""
+  first = Choices(argv, card)
+  chosen = {
+    name: first.select(name, table, next(iter(table)))
+    for name, table in (("optimizee", OPTIMIZEES), ("learned_optimizer", ARCHITECTURES))
+  }
+  defaults = {**_DEFAULTS, "name": chosen["learned_optimizer"]}
+  for conditions, values in _SPECIAL_DEFAULTS:
+    if conditions.items() <= chosen.items():
+      defaults |= values
+  same_problems = chosen["optimizee"] == card.get("optimizee")
+  return Choices(argv, {**defaults, **card} if same_problems else defaults)
+
+
+def _defaults_of_card(argv: Sequence[str]) -> dict[str, Any]:
+  """The problems on which the optimizer of ``evaluate NAME_OR_PATH`` was trained."""
+  if len(argv) < 2 or argv[0] != "evaluate" or argv[1].startswith("-"):
+    return {}
+  try:
+    recipe = artifacts.load_artifact(argv[1]).card["recipe"] or {}
+  except (OSError, ValueError):
+    return {}  # The command itself will say what is wrong.
+  record = (recipe.get("description") or {}).get("optimizee")
+  if not isinstance(record, dict) or record.get("type") not in OPTIMIZEES:
+    return {}
+  steps = recipe.get("evaluation_steps") or recipe.get("horizon")
+  return flatten_record(record, "optimizee") | ({"num_steps": steps} if steps else {})
+
+
+def _alternatives(
+  name: str, table: Mapping[str, Callable[..., Any]], help_text: str, choices: Choices
+) -> list[Field]:
+  more = f"{help_text} Each has options of its own: choose it, and ask for --help."
+  return alternatives(name, table, more, choices, next(iter(table)), omit=("split",))
+
+
+def _path(name: str, help_text: str) -> Field:
+  return Field(name, Annotated[pathlib.Path | None, arg(help=help_text)], None)
+
+
+def _flag(name: str, default: bool, help_text: str) -> Field:
+  return Field(name, Annotated[bool, arg(help=help_text)], default)
+
+
+def _group(name: str, options: type) -> Field:
+  return Field(name, Annotated[options, OmitArgPrefixes], options())
+
+
+def _dataclass(name: str, fields: Sequence[Field]) -> type:
+  return dataclasses.make_dataclass(
+    name,
+    [(f.name, f.type, dataclasses.field(default=f.default)) for f in fields],
+    frozen=True,
+  )
