@@ -29,7 +29,7 @@ class Size(NamedTuple):
 
 SIZES = {
   "smoke": Size(4, 2, 2, 2, 4, 2),
-  "demo": Size(600, 100, 128, 256, 2000, 128),
+  "demo": Size(1000, 100, 128, 256, 2000, 128),
   "full": Size(5000, 250, 128, 512, 2000, 512),
 }
 

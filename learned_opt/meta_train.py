@@ -120,7 +120,7 @@ class MetaTrainResult(NamedTuple):
     best_loss: that loss; infinite if the run was stopped before its first validation, in which
       case `meta_params` are the latest.
     best_step: the outer step of that validation.
-    state: the last state, from which `run` continues; numpy arrays.
+    state: the last state, from which `run` continues; numpy arrays, and JAX's random keys.
     history: what happened.
     compile_seconds: spent until the first dispatch began to run.
     seconds: wall-clock seconds of the whole call.
@@ -369,43 +369,41 @@ def run(
       f"state is at outer step {int(current.outer_step)}, beyond num_outer_steps={num_outer_steps}"
     )
 
-  def validate(state: MetaTrainState) -> jax.Array:
-    return _final_losses(
-      optimizee if validation_optimizee is None else validation_optimizee,
-      state.meta_params,
-      jax.random.fold_in(state.key, _VALIDATION),
-      learned_optimizer=learned_optimizer,
-      num_problems=num_validation_problems,
-      num_steps=estimator.horizon,
-    )
-
+  dispatch = functools.partial(
+    _dispatch,
+    optimizee,
+    learned_optimizer=learned_optimizer,
+    estimator=estimator,
+    outer_optimizer=outer_optimizer,
+    num_steps=steps_per_dispatch,
+  )
+  validate = functools.partial(
+    _final_losses,
+    optimizee if validation_optimizee is None else validation_optimizee,
+    key=jax.random.fold_in(current.key, _VALIDATION),
+    learned_optimizer=learned_optimizer,
+    num_problems=num_validation_problems,
+    num_steps=estimator.horizon,
+  )
   history = History() if history is None else history
   seconds_before = history.seconds[-1] if history.seconds else 0.0
   compile_seconds, stopped = 0.0, "finished"
   taken = int(current.outer_step)
   try:
     while taken < num_outer_steps:
-      current, info = _dispatch(
-        optimizee,
-        current,
-        learned_optimizer=learned_optimizer,
-        estimator=estimator,
-        outer_optimizer=outer_optimizer,
-        num_steps=steps_per_dispatch,
-      )
+      current, info = dispatch(current)
       compile_seconds = compile_seconds or time.perf_counter() - start
       taken += steps_per_dispatch
       _record(history, jax.device_get(info), taken)
       validated = taken % validate_every == 0 or taken == num_outer_steps
       if validated:
-        loss = validate(current)
+        loss = validate(current.meta_params)
         current = _keep_best(current, loss)
         history.validation_step.append(taken)
         history.validation_loss.append(float(loss))
         history.seconds.append(seconds_before + time.perf_counter() - start)
-      progress = Progress(
-        current, history, taken, num_outer_steps, time.perf_counter() - start, validated
-      )
+      seconds = time.perf_counter() - start
+      progress = Progress(current, history, taken, num_outer_steps, seconds, validated)
       for callback in callbacks:
         callback(progress)
       if patience is not None and int(current.num_stale) >= patience:
@@ -413,12 +411,9 @@ def run(
         break
   except KeyboardInterrupt:
     stopped = "interrupted"
-  current = jax.device_get(current._replace(key=jax.random.key_data(current.key)))._replace(
-    key=current.key
-  )
-  no_validation = not np.isfinite(current.best_loss)
+  current = jax.device_get(current)
   return MetaTrainResult(
-    meta_params=current.meta_params if no_validation else current.best_meta_params,
+    meta_params=current.best_meta_params if np.isfinite(current.best_loss) else current.meta_params,
     best_loss=float(current.best_loss),
     best_step=int(current.best_step),
     state=current,

@@ -1,5 +1,7 @@
 """The outer loop: reproducible, resumable, honest about what happened."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -152,7 +154,7 @@ def test_one_trace_for_other_seeds_and_equal_factories():
     count += 1
     return bowl().loss(params, constants, data, key)
 
-  optimizee = learned_opt.Optimizee(bowl().init, loss)
+  optimizee = dataclasses.replace(bowl(), loss=loss)
   train(2, optimizee=optimizee)
   before = count
   train(4, optimizee=optimizee, seed=1)

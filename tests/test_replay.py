@@ -1,5 +1,7 @@
 """The replay path against autodiff through the scan, its reference."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -44,7 +46,7 @@ def with_outer_loss(optimizee):
     del constants, data
     return jnp.sum((params - jax.random.normal(key, params.shape, params.dtype)) ** 4)
 
-  return learned_opt.Optimizee(optimizee.init, optimizee.loss, outer_loss=outer_loss)
+  return dataclasses.replace(optimizee, outer_loss=outer_loss)
 
 
 @pytest.mark.parametrize("meta_loss", META_LOSSES.values(), ids=META_LOSSES)
