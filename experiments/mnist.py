@@ -31,7 +31,7 @@ class Size(NamedTuple):
 
 SIZES = {
   "smoke": Size("digits", 4, 2, 2, 2, 2),
-  "full": Size("mnist", 3000, 250, 16, 100, 32),
+  "full": Size("mnist", 3000, 250, 16, 100, 16),
 }
 
 
