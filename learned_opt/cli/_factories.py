@@ -9,6 +9,7 @@ light of what stands on the command line, and `--help` shows those that apply.
 import dataclasses
 import difflib
 import inspect
+import itertools
 import pathlib
 import re
 import types
@@ -290,14 +291,14 @@ def _is_plain(hint: Any) -> bool:
   origin, members = typing.get_origin(hint), typing.get_args(hint)
   if origin is Literal:
     return True
-  if origin in (tuple, list, Sequence) or isinstance(hint, types.UnionType):
+  if origin in (tuple, list, Sequence, typing.Union, types.UnionType):
     return all(member is Ellipsis or _is_plain(member) for member in members)
   return hint in _PLAIN
 
 
 def _typed_values(argv: Sequence[str]) -> Iterable[tuple[str, str]]:
   """Options with the word that follows; those without a value give a wrong one, never asked for."""
-  for word, following in zip(argv, [*argv[1:], ""], strict=True):
+  for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
     if word.startswith("--"):
       name, equals, value = word[2:].partition("=")
       yield _as_option(name), value if equals else following

@@ -254,7 +254,7 @@ def _cells(row: Row, steps: Sequence[int], any_diverged: bool) -> dict[str, str]
   values = {
     "learning rate": row.learning_rate,
     **{f"step {step}": loss for step, loss in zip(steps, row.losses, strict=True)},
-    f"95 % at {steps[-1]}": (row.low, row.high),
+    f"95 % at {steps[-1]}": f"{_cell(row.low)} to {_cell(row.high)}",
     "sum": row.sum,
     **{name.replace("_", " "): value for name, value in row.metrics.items()},
     "µs/step": row.seconds_per_step * 1e6,
