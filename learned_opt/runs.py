@@ -224,7 +224,12 @@ def split_seed(seed: int) -> tuple[chex.PRNGKey, chex.PRNGKey]:
 
 
 def check_matplotlib() -> None:
-  """Raises `ImportError` where figures cannot be drawn, before the work that they are to show."""
+  """Raises `ImportError` where figures cannot be drawn, before the work that they are to show.
+
+  Example:
+    >>> from learned_opt import runs
+    >>> runs.check_matplotlib()
+  """
   if importlib.util.find_spec("matplotlib") is None:
     raise ImportError(
       "figures need matplotlib: pip install 'learned_opt[plots]', or do without them (plots=False, "

@@ -45,8 +45,13 @@ def repo_root() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-  """The folder with real data beside the repository; tests that need it skip without it."""
-  path = pathlib.Path(os.environ.get("LEARNED_OPT_SHARED", REPO_ROOT.parent / "shared"))
+  """The folder with real data beside the repository; tests that need it skip without it.
+
+  If LEARNED_OPT_SHARED names the folder, as on CI, its absence is a failure.
+  """
+  named = os.environ.get("LEARNED_OPT_SHARED")
+  path = pathlib.Path(named or REPO_ROOT.parent / "shared")
   if not (path / "data").is_dir():
-    pytest.skip(f"no real data at {path}: set LEARNED_OPT_SHARED to the folder that holds data/")
+    reason = f"no real data at {path}: set LEARNED_OPT_SHARED to the folder that holds data/"
+    pytest.fail(reason) if named else pytest.skip(reason)
   return path

@@ -109,6 +109,27 @@ def evaluate_recipe(
 
   Raises:
     SystemExit: as of `run_recipe`.
+
+  Example:
+    >>> import tempfile
+    >>> from learned_opt import cli, estimators, optimizees, optimizers, runs
+    >>> recipe = runs.Recipe(
+    ...   name="lstm",
+    ...   optimizee=optimizees.quadratic(dimension=2),
+    ...   learned_optimizer=optimizers.lstm(hidden_size=4),
+    ...   estimator=estimators.truncated_backprop(5, 10),
+    ...   num_outer_steps=4,
+    ...   validate_every=2,
+    ...   num_validation_problems=2,
+    ...   num_test_problems=2,
+    ...   baselines=(),
+    ... )
+    >>> run = runs.train(recipe, tempfile.mkdtemp(), plots=False)
+    >>> evaluation = cli.evaluate_recipe(recipe, run.out, num_steps=20, plots=False)
+    optimizee: mean loss over 2 fresh problems
+    ...
+    >>> evaluation.num_steps
+    20
   """
   _check_extras()
   from learned_opt.cli import _commands, _session
