@@ -203,6 +203,20 @@ def test_problems_of_evaluate_come_from_the_card_unless_others_are_chosen(traine
   assert options.num_steps == 100
 
 
+@pytest.mark.parametrize(
+  "recipe",
+  [
+    None,
+    {"description": {"optimizee": "in words"}},
+    {"description": {"optimizee": {"type": "own"}}},
+  ],
+)
+def test_evaluate_of_a_card_that_names_no_problems_of_the_library(recipe, tmp_path):
+  save_zeros(tmp_path / "mine", recipe=recipe)
+  _, options = _options.parse(["evaluate", str(tmp_path / "mine")])
+  assert (options.optimizee, options.optimizee_options.dimension) == ("quadratic", 10)
+
+
 def test_name_of_the_optimizer(trained, shipped):
   artifact = learned_opt.load_artifact(trained[2] / "optimizer")
   assert _commands._optimizer_name(shipped, artifact) == "lstm-tiny"
@@ -244,13 +258,16 @@ def test_info(shipped, trained):
     assert words in stdout
 
 
-def test_info_shows_evaluations_of_other_kinds(tmp_path):
+def save_zeros(path, **card):
   lstm = optimizers.lstm(hidden_size=2)
-  meta_params = jax.tree.map(
-    lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lstm.init, jax.random.key(0))
-  )
+  shapes = jax.eval_shape(lstm.init, jax.random.key(0))
+  meta_params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+  learned_opt.save(path, lstm, meta_params, **card)
+
+
+def test_info_shows_evaluations_of_other_kinds(tmp_path):
   for name, evaluation in (("none", None), ("other", {"accuracy": {"mean": 0.5}})):
-    learned_opt.save(tmp_path / name, lstm, meta_params, evaluation=evaluation)
+    save_zeros(tmp_path / name, evaluation=evaluation)
   assert "accuracy.mean  0.5" in call("info", tmp_path / "other")[1]
   assert call("info", tmp_path / "none")[0] == 0
 

@@ -21,6 +21,8 @@ from learned_opt.runs import Run
 # Of tables that are not printed to a terminal: a file has no width.
 _FILE_WIDTH = 140
 
+_REPEATED = "learned_optimizer"
+
 
 class Reporter:
   """Shows how the work goes on, on stderr: a bar on a terminal, else a line at each validation.
@@ -197,9 +199,15 @@ def print_card(name: str, card: Mapping[str, Any]) -> None:
   """Prints all that a card says."""
   console = _stdout()
   console.print(name, style="bold")
-  for heading in ("architecture", "recipe", "versions"):
+  # The architecture, which a run's recipe repeats, has its own paragraph.
+  recipe = {key: value for key, value in (card["recipe"] or {}).items() if key != _REPEATED}
+  for heading, values in (
+    ("architecture", card["architecture"]),
+    ("recipe", recipe),
+    ("versions", card["versions"]),
+  ):
     console.print(f"\n{heading}", style="bold")
-    _print_values(console, dict(flatten(card[heading] or {})))
+    _print_values(console, dict(flatten(values)))
   console.print("\nfile", style="bold")
   _print_values(
     console,

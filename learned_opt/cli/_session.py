@@ -60,8 +60,8 @@ def on_device(name: str | None) -> Iterator[None]:
     >>> import jax.numpy as jnp
     >>> from learned_opt.cli._session import on_device
     >>> with on_device("cpu:0"):
-    ...   print(jnp.zeros(()).device)
-    TFRT_CPU_0
+    ...   [device.platform for device in jnp.zeros(()).devices()]
+    ['cpu']
   """
   if name is None:
     yield
