@@ -44,7 +44,7 @@ types: $(COMPLETE) ## check types
 
 .PHONY: pytest
 pytest: $(COMPLETE) ## run tests and doctests, with coverage
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
 
 .PHONY: format
 format: $(COMPLETE) ## format the code and mend what the linter can

@@ -69,11 +69,12 @@ def test_under_vmap_it_equals_a_loop(case, key):
     params, constants = optimizee.init(key, optimizee.data)
     return jax.value_and_grad(optimizee.loss)(params, constants, optimizee.data, key)
 
-  keys, one = jax.random.split(key, 3), jax.jit(value_and_grad)
-  together = jax.jit(jax.vmap(value_and_grad))(keys)
-  for index, k in enumerate(keys):
-    expected = jax.tree.map(lambda leaf, index=index: leaf[index], together)
-    chex.assert_trees_all_close(one(k), expected, rtol=1e-4, atol=1e-6)
+  @jax.jit
+  def both(keys):
+    return jax.vmap(value_and_grad)(keys), jax.lax.map(value_and_grad, keys)
+
+  together, one_by_one = both(jax.random.split(key, 3))
+  chex.assert_trees_all_close(together, one_by_one, rtol=1e-4, atol=1e-6)
 
 
 @ALL
