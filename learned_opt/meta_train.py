@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from learned_opt import devices
 from learned_opt.base import (
   Info,
   LearnedOptimizer,
@@ -258,7 +259,8 @@ def step(
 def _dispatch(optimizee, state, *, learned_optimizer, estimator, outer_optimizer, num_steps):
   one_step = functools.partial(step, optimizee, learned_optimizer, estimator, outer_optimizer)
   state, info = jax.lax.scan(lambda state, _: one_step(state), state, length=num_steps)
-  return state, info._replace(losses=None)
+  # As it came in, so that the next dispatch runs the same program.
+  return devices.replicate(state), info._replace(losses=None)
 
 
 @functools.partial(jax.jit, static_argnames=("learned_optimizer", "num_problems", "num_steps"))
@@ -269,7 +271,8 @@ def _final_losses(optimizee, meta_params, key, *, learned_optimizer, num_problem
     state = init_inner_state(optimizee, tx, key)
     return unroll(optimizee, tx, state, num_steps)[1].losses[-1]
 
-  return jnp.mean(jax.vmap(final_loss)(jax.random.split(key, num_problems)))
+  keys = devices.share(jax.random.split(key, num_problems))
+  return jnp.mean(jax.vmap(final_loss)(keys))
 
 
 @jax.jit
@@ -363,7 +366,11 @@ def run(
     parts = (optimizee, learned_optimizer, estimator, outer_optimizer)
     state = init(*parts, key, meta_params)
   # A copy, because the first dispatch reuses the memory of what it is given.
-  current = jax.tree.map(jnp.copy, state)
+  current = devices.replicate(jax.tree.map(jnp.copy, state))
+  optimizee = devices.replicate(optimizee)
+  validation_optimizee = (
+    optimizee if validation_optimizee is None else devices.replicate(validation_optimizee)
+  )
   if int(current.outer_step) > num_outer_steps:
     raise ValueError(
       f"state is at outer step {int(current.outer_step)}, beyond num_outer_steps={num_outer_steps}"
@@ -379,7 +386,7 @@ def run(
   )
   validate = functools.partial(
     _final_losses,
-    optimizee if validation_optimizee is None else validation_optimizee,
+    validation_optimizee,
     key=jax.random.fold_in(current.key, _VALIDATION),
     learned_optimizer=learned_optimizer,
     num_problems=num_validation_problems,

@@ -75,7 +75,8 @@ def test_equals_autodiff_on_a_tree_of_tensors_with_minibatches():
 @pytest.mark.parametrize("block", [1, 4, 9, 100])
 def test_block_size_does_not_matter(block, monkeypatch, x64):
   whole = estimates("replay", bowl(), meta_losses.mean, num_estimates=1, meta_batch_size=3)
-  monkeypatch.setattr(_replay, "BLOCK", block)
+  monkeypatch.setattr(_replay, "_block_size", lambda bytes_per_coordinate: block)
+  monkeypatch.setattr(_replay, "_LANES", 1)
   blocks = estimates("replay", bowl(), meta_losses.mean, num_estimates=1, meta_batch_size=3)
   chex.assert_trees_all_close(whole, blocks, rtol=1e-12, atol=1e-12)
 

@@ -3,18 +3,26 @@
 Under the first-order rule the updates u_t(phi; g_1, ..., g_t) of a purely coordinatewise optimizer
 depend on phi and on gradients that count as constants. As theta_s = theta_0 + sum_{t<s} u_t,
 
-    d/dphi sum_s L(f_s(theta_s)) = d/dphi sum_t <u_t(phi), R_t>,
-    R_t = sum_{s>t} w_s g_s,  w_s = dL/df_s,  g_s = grad f_s(theta_s),
+    d/dphi sum_s L(f_s(theta_s)) = d/dphi sum_s w_s <g_s, sum_{t<s} u_t(phi)>,
+    w_s = dL/df_s,  g_s = grad f_s(theta_s),
 
-with R_t held constant: no derivative of the optimizee is needed beyond the gradients g_s that the
-inner steps have computed anyway. The optimization runs once, without a backward pass, and keeps
-the g_s. Then the optimizer alone is replayed, forwards and backwards, in blocks of coordinates
-small enough for the cache; coordinates of all problems lie side by side.
+with w_s and g_s held constant: no derivative of the optimizee is needed beyond the gradients g_s
+that the inner steps have computed anyway. The optimization runs once, without a backward pass, and
+keeps the g_s. Then the optimizer alone is replayed, forwards and backwards, in blocks of
+coordinates small enough for the cache; coordinates of all problems lie side by side, shared among
+the devices of the surrounding mesh.
+
+**Memory** for n coordinates of all problems together, U inner steps and an optimizer state of s
+bytes a coordinate: 4 U n bytes of gradients (twice that with an outer loss), s n bytes each for
+the state before and after the unroll, and a working set of `_layout` that depends on none of
+these. Where U is long, the replay of a block keeps the state of every `_SEGMENT`-th step only and
+runs the steps between once more.
 
 Equal to `learned_opt.estimators._autodiff`, to rounding, for float32 params.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import chex
@@ -22,13 +30,28 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt import _coordinates
+from learned_opt import _coordinates, devices
 from learned_opt.base import CoordinatewiseRule, InnerState, MetaLoss, Optimizee, Trajectory
 from learned_opt.estimators import _paths
 from learned_opt.unroll import init_inner_state, outer_loss_key, step_key
 
-# Coordinates replayed side by side: 20 steps of the paper's LSTM then keep 4 MB.
-BLOCK = 512
+# Steps whose states the replay of a block keeps at once.
+_SEGMENT = 32
+
+# Bytes of optimizer states up to which the first pass keeps them all: the replay need not go
+# forwards then.
+_HISTORY_BYTES = 2**28
+
+# Bytes of optimizer states that the replay of a block keeps at once. On a CPU, what stays in the
+# cache of a core; `learned-opt bench meta-gradient` measures it. Accelerators want large blocks.
+_KEPT_BYTES = 2**22
+_KEPT_BYTES_ON_ACCELERATORS = 2**30
+
+# Coordinates of a shard that are updated at once; their gates are made as a whole then.
+_UNBLOCKED = 2**13
+
+# Blocks hold a multiple of so many coordinates, that of the widest vector registers.
+_LANES = 16
 
 
 class _Record(NamedTuple):
@@ -36,15 +59,57 @@ class _Record(NamedTuple):
 
   Attributes:
     losses: ``[problems]``, at theta_t.
-    grads: ``[problems, n]``, at theta_t.
+    grads: ``[shards, coordinates]``, at theta_t.
     outer_losses: ``[problems]``, at theta_{t+1}; None without an outer loss.
-    outer_grads: ``[problems, n]``, at theta_{t+1}; None without an outer loss.
+    outer_grads: ``[shards, coordinates]``, at theta_{t+1}; None without an outer loss.
+    opt_state: the optimizer's state at theta_t, ``[shards, ..., coordinates]`` leaves; None if it
+      is to be computed again.
   """
 
   losses: jax.Array
   grads: jax.Array
-  outer_losses: jax.Array | None
-  outer_grads: jax.Array | None
+  outer_losses: jax.Array | None = None
+  outer_grads: jax.Array | None = None
+  opt_state: chex.ArrayTree | None = None
+
+
+class _Layout(NamedTuple):
+  """How n coordinates are laid out: ``[shards, blocks x block_size]``, filled up at the end.
+
+  Attributes:
+    num_coordinates: n.
+    num_shards: one a device.
+    num_blocks: of each shard.
+    block_size: coordinates that are replayed side by side.
+    keeps_states: whether the first pass keeps the optimizer's states of all steps.
+  """
+
+  num_coordinates: int
+  num_shards: int
+  num_blocks: int
+  block_size: int
+  keeps_states: bool
+
+  def split(self, leaf: jax.Array) -> jax.Array:
+    """``[..., n] -> [shards, ..., coordinates of a shard]``, filled up with zeros."""
+    # Replicated here and in `join`, because XLA would share n coordinates unevenly, and move them.
+    leaf = devices.replicate(leaf)
+    padding = self.num_shards * self.num_blocks * self.block_size - self.num_coordinates
+    leaf = jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, padding)])
+    shards = leaf.reshape(*leaf.shape[:-1], self.num_shards, -1)
+    return devices.share(jnp.moveaxis(shards, -2, 0))
+
+  def join(self, leaf: jax.Array) -> jax.Array:
+    """``[shards, ..., coordinates of a shard] -> [..., n]``."""
+    rows = jnp.moveaxis(devices.replicate(leaf), 0, -2)
+    return rows.reshape(*rows.shape[:-2], -1)[..., : self.num_coordinates]
+
+  def block(self, index: jax.Array, leaf: jax.Array) -> jax.Array:
+    """One block of a leaf of one shard, along its last axis."""
+    return jax.lax.dynamic_slice_in_dim(leaf, index * self.block_size, self.block_size, -1)
+
+  def with_block(self, index: jax.Array, leaf: jax.Array, block: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(leaf, block, index * self.block_size, -1)
 
 
 def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
@@ -65,7 +130,7 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
     per_problem = _coordinates.count(on_true.params) // condition.shape[0]
     by_coordinate = jnp.repeat(condition, per_problem)
     opt_state = jax.tree.map(
-      functools.partial(_where_last, by_coordinate), on_true.opt_state, on_false.opt_state
+      functools.partial(jnp.where, by_coordinate), on_true.opt_state, on_false.opt_state
     )
     chosen = _paths.where(
       condition, on_true._replace(opt_state=()), on_false._replace(opt_state=())
@@ -74,29 +139,20 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
 
   def gradient(optimizee, learned_optimizer, meta_params, problems) -> _paths.SegmentGradient:
     rule = learned_optimizer.coordinatewise
-    end, records, last = _run(optimizee, rule, meta_params, problems, unroll_length)
-    grads = jnp.concatenate([records.grads, last.grads[None]])
+    layout = _layout(rule, meta_params, _coordinates.count(problems.params), unroll_length)
+    start = jax.tree.map(layout.split, problems.opt_state)
+    end, records, last = _run(optimizee, rule, meta_params, problems, start, layout, unroll_length)
     losses = jnp.concatenate([records.losses, last.losses[None]])
-    if records.outer_losses is None:
-      outer_losses, outer_grads = losses[1:], grads[1:]
-    else:
-      outer_losses, outer_grads = records.outer_losses, records.outer_grads
+    outer_losses = losses[1:] if records.outer_losses is None else records.outer_losses
 
     steps = problems.step[None] + jnp.arange(1, unroll_length + 1)[:, None]
     meta_losses, weights = jax.vmap(jax.value_and_grad(meta_loss), in_axes=1, out_axes=(0, 1))(
       outer_losses, steps
     )
-    to_come = jnp.cumsum((weights[..., None] * outer_grads)[::-1], axis=0)[::-1]
-    finite = _paths.all_finite(
-      (meta_losses, end.params, jnp.moveaxis(grads, 1, 0), jnp.moveaxis(to_come, 1, 0))
-    )
-    keep = functools.partial(_zero_unless, jnp.repeat(finite, grads.shape[2]))
+    finite = _paths.all_finite((meta_losses, weights.T, losses.T, outer_losses.T, end.params))
+    finite &= _finite_problems(layout, (records, last), losses.shape[1])
     total = _replay(
-      rule,
-      meta_params,
-      jax.tree.map(keep, problems.opt_state),
-      keep(grads[:-1].reshape(unroll_length, -1)),
-      keep(to_come.reshape(unroll_length, -1)),
+      rule, layout, meta_params, start, records, last, jnp.where(finite, weights, 0.0), finite
     )
     # A sum that overflows although each problem is finite cannot be blamed on one of them.
     sum_is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(total)]).all()
@@ -109,11 +165,37 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
   return _paths.Path(draw, choose, gradient)
 
 
+def _layout(
+  rule: CoordinatewiseRule, meta_params: chex.ArrayTree, num_coordinates: int, num_steps: int
+) -> _Layout:
+  """Blocks whose kept states fit in the cache, of equal sizes, in each shard."""
+  num_shards = devices.num_shards()
+  per_shard = max(1, math.ceil(num_coordinates / num_shards))
+  state = jax.eval_shape(lambda phi: rule.init(phi, 1), meta_params)
+  state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  keeps_states = num_steps * num_coordinates * state_bytes <= _HISTORY_BYTES
+  largest = _block_size(state_bytes * min(num_steps, _SEGMENT))
+  num_blocks = math.ceil(per_shard / largest)
+  block_size = math.ceil(per_shard / num_blocks)
+  if num_blocks > 1:
+    block_size = math.ceil(block_size / _LANES) * _LANES
+    num_blocks = math.ceil(per_shard / block_size)
+  return _Layout(num_coordinates, num_shards, num_blocks, block_size, keeps_states)
+
+
+def _block_size(bytes_per_coordinate: int) -> int:
+  """The most coordinates that are replayed side by side."""
+  kept = _KEPT_BYTES if jax.default_backend() == "cpu" else _KEPT_BYTES_ON_ACCELERATORS
+  return max(_LANES, kept // max(1, bytes_per_coordinate) // _LANES * _LANES)
+
+
 def _run(
   optimizee: Optimizee,
   rule: CoordinatewiseRule,
   meta_params: chex.ArrayTree,
   problems: InnerState,
+  opt_state: chex.ArrayTree,
+  layout: _Layout,
   num_steps: int,
 ) -> tuple[InnerState, _Record, _Record]:
   """Runs the batch; the last record is that of theta_U, where no update follows."""
@@ -131,71 +213,195 @@ def _run(
   def outer(problem: InnerState):
     return loss_and_grad(optimizee.outer_loss, outer_loss_key(problem), problem)
 
+  def in_shards(function, vectors: InnerState) -> tuple[jax.Array, jax.Array]:
+    losses, grads = jax.vmap(function)(devices.share(vectors))
+    return losses, layout.split(grads.reshape(-1))
+
   def body(state: InnerState, _) -> tuple[InnerState, _Record]:
     vectors = state._replace(opt_state=())
-    losses, grads = jax.vmap(inner)(vectors)
-    updates, opt_state = rule.update(meta_params, grads.reshape(-1), state.opt_state)
-    updates = jax.vmap(_coordinates.unflatten, in_axes=(0, 0, 0))(
-      updates.reshape(grads.shape), state.params, state.params
-    )
+    losses, grads = in_shards(inner, vectors)
+    updates, opt_state = _update_blocks(rule, layout, meta_params, grads, state.opt_state)
+    updates = layout.join(updates).reshape(losses.shape[0], -1)
+    updates = jax.vmap(_coordinates.unflatten)(updates, state.params, state.params)
     vectors = vectors._replace(
       params=optax.apply_updates(state.params, updates), step=state.step + 1
     )
-    if optimizee.outer_loss is None:
-      outer_losses = outer_grads = None
-    else:
-      outer_losses, outer_grads = jax.vmap(outer)(vectors)
-    record = _Record(losses, grads, outer_losses, outer_grads)
+    record = _Record(losses, grads)
+    if optimizee.outer_loss is not None:
+      outer_losses, outer_grads = in_shards(outer, vectors)
+      record = record._replace(outer_losses=outer_losses, outer_grads=outer_grads)
+    if layout.keeps_states:
+      record = record._replace(opt_state=state.opt_state)
     return vectors._replace(opt_state=opt_state), record
 
-  end, records = jax.lax.scan(body, problems, length=num_steps)
-  return end, records, _Record(*jax.vmap(inner)(end._replace(opt_state=())), None, None)
+  end, records = jax.lax.scan(body, problems._replace(opt_state=opt_state), length=num_steps)
+  last = _Record(*in_shards(inner, end._replace(opt_state=())))
+  return end._replace(opt_state=jax.tree.map(layout.join, end.opt_state)), records, last
+
+
+def _update_blocks(
+  rule: CoordinatewiseRule,
+  layout: _Layout,
+  meta_params: chex.ArrayTree,
+  grads: jax.Array,
+  state: chex.ArrayTree,
+) -> tuple[jax.Array, chex.ArrayTree]:
+  """One update of all shards; of many coordinates block by block, to make nothing large."""
+  update = jax.vmap(functools.partial(rule.update, meta_params))
+  if layout.num_blocks * layout.block_size <= _UNBLOCKED:
+    return update(grads, state)
+
+  def body(index: jax.Array, carry):
+    updates, state = carry
+    block, with_block = (functools.partial(f, index) for f in (layout.block, layout.with_block))
+    # XLA would fuse the reading of a block with the writing of its update, several times over,
+    # and copy the whole state for it. A conditional, which is always taken, keeps them apart.
+    block_updates, block_state = jax.lax.cond(
+      index < layout.num_blocks,
+      update,
+      lambda *unchanged: unchanged,
+      block(grads),
+      jax.tree.map(block, state),
+    )
+    return with_block(updates, block_updates), jax.tree.map(with_block, state, block_state)
+
+  return jax.lax.fori_loop(0, layout.num_blocks, body, (jnp.zeros_like(grads), state))
 
 
 def _replay(
   rule: CoordinatewiseRule,
+  layout: _Layout,
   meta_params: chex.ArrayTree,
   state: chex.ArrayTree,
-  grads: jax.Array,
-  cotangents: jax.Array,
+  records: _Record,
+  last: _Record,
+  weights: jax.Array,
+  finite: jax.Array,
 ) -> chex.ArrayTree:
-  """d/dphi sum_t <u_t(phi; grads), cotangents_t>, block by block.
+  """d/dphi sum_s w_s <g_s, sum_{t<s} u_t(phi)>, summed over problems.
+
+  Args:
+    rule: the optimizer.
+    layout: of the coordinates.
+    meta_params: phi.
+    state: the optimizer's state before the first step, ``[shards, ..., coordinates]`` leaves.
+    records: of the steps.
+    last: of the end.
+    weights: w_s, ``[steps, problems]``, zero for problems that are to be left out.
+    finite: ``[problems]``, those that are not.
+  """
+  num_problems = weights.shape[1]
+  problem_of = layout.split(
+    jnp.arange(layout.num_coordinates) // max(1, layout.num_coordinates // num_problems)
+  )
+
+  def add_block(index, total):
+    block = functools.partial(layout.block, index)
+    problems = block(problem_of)
+    keep = finite[problems]
+    grads = jnp.where(keep, block(records.grads), 0.0)
+    if records.outer_grads is None:
+      last_grads = jnp.where(keep, block(last.grads), 0.0)
+      outer_grads = jnp.concatenate([grads[1:], last_grads[None]])
+    else:
+      outer_grads = jnp.where(keep, block(records.outer_grads), 0.0)
+    kept = records.opt_state is not None
+    states = jax.tree.map(
+      lambda leaf: jnp.where(_like(keep, leaf, kept), block(leaf), 0.0),
+      records.opt_state if kept else state,
+    )
+    replay = functools.partial(_replay_block, rule, meta_params, kept)
+    grad = jax.vmap(replay, in_axes=(1 if kept else 0, 1, 1))(
+      states, grads, weights[:, problems] * outer_grads
+    )
+    return jax.tree.map(jnp.add, total, grad)
+
+  total = jax.tree.map(
+    lambda leaf: devices.share(jnp.zeros((layout.num_shards, *leaf.shape), leaf.dtype)), meta_params
+  )
+  if layout.num_blocks == 1:
+    total = add_block(0, total)
+  else:
+    total = jax.lax.fori_loop(0, layout.num_blocks, add_block, total)
+  return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), total)
+
+
+def _replay_block(
+  rule: CoordinatewiseRule,
+  meta_params: chex.ArrayTree,
+  kept: bool,
+  states: chex.ArrayTree,
+  grads: jax.Array,
+  directions: jax.Array,
+) -> chex.ArrayTree:
+  """The gradient for one block of coordinates.
 
   Args:
     rule: the optimizer.
     meta_params: phi.
-    state: the optimizer's state before the first step, ``[..., coordinates]`` leaves.
-    grads: ``[steps, coordinates]``.
-    cotangents: R_t, ``[steps, coordinates]``.
+    kept: whether `states` are those before each step, with an axis of steps, or that before the
+      first step.
+    states: of the optimizer.
+    grads: g_0, ..., g_{U-1}, ``[steps, coordinates]``.
+    directions: w_1 g_1, ..., w_U g_U, ``[steps, coordinates]``.
   """
 
-  def inner_product(meta_params, state, grads, cotangents):
-    def body(state, inputs):
-      grad, cotangent = inputs
-      updates, state = rule.update(meta_params, grad, state)
-      return state, jnp.vdot(updates, cotangent)
+  def forward(state, grad):
+    return rule.update(meta_params, grad, state)[1], state
 
-    return jnp.sum(jax.lax.scan(body, state, (grads, cotangents))[1])
+  def backward(carry, inputs):
+    state_bar, update_bar, total = carry
+    state, grad, direction = inputs
+    update_bar += direction
+    _, vjp = jax.vjp(lambda phi, state: rule.update(phi, grad, state), meta_params, state)
+    grad, state_bar = vjp((update_bar, state_bar))
+    return (state_bar, update_bar, jax.tree.map(jnp.add, total, grad)), None
 
-  def add_block(total, block):
-    return jax.tree.map(jnp.add, total, jax.grad(inner_product)(meta_params, *block)), None
+  def segment_backward(carry, inputs):
+    state, grads, directions = inputs
+    _, states = jax.lax.scan(forward, state, grads)
+    return jax.lax.scan(backward, carry, (states, grads, directions), reverse=True)
 
-  size = min(BLOCK, grads.shape[-1])
-  blocks = jax.tree.map(functools.partial(_blocks, size), (state, grads, cotangents))
-  return jax.lax.scan(add_block, jax.tree.map(jnp.zeros_like, meta_params), blocks)[0]
+  def start(state):
+    zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+    return zeros(state), jnp.zeros_like(grads[0]), zeros(meta_params)
+
+  if kept:
+    before = jax.tree.map(lambda leaf: leaf[0], states)
+    return jax.lax.scan(backward, start(before), (states, grads, directions), reverse=True)[0][-1]
+  num_segments = math.ceil(len(grads) / _SEGMENT)
+  if num_segments == 1:
+    return segment_backward(start(states), (states, grads, directions))[0][-1]
+
+  length = math.ceil(len(grads) / num_segments)
+
+  def in_segments(leaf: jax.Array) -> jax.Array:
+    """``[steps, coordinates]``, with steps of direction zero at the end, in equal segments."""
+    leaf = jnp.pad(leaf, ((0, num_segments * length - len(leaf)), (0, 0)))
+    return leaf.reshape(num_segments, length, -1)
+
+  grads, directions = in_segments(grads), in_segments(directions)
+  _, before = jax.lax.scan(
+    lambda state, grads: (jax.lax.scan(forward, state, grads)[0], state), states, grads
+  )
+  inputs = (before, grads, directions)
+  return jax.lax.scan(segment_backward, start(states), inputs, reverse=True)[0][-1]
 
 
-def _blocks(size: int, leaf: jax.Array) -> jax.Array:
-  """``[..., n] -> [blocks, ..., size]``, padded with zeros, which add nothing to the sum."""
-  padding = -leaf.shape[-1] % size
-  leaf = jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, padding)])
-  return jnp.moveaxis(leaf.reshape(*leaf.shape[:-1], -1, size), -2, 0)
+def _like(keep: jax.Array, leaf: jax.Array, kept: bool) -> jax.Array:
+  """``[shards, coordinates]`` with axes for the features of a leaf between the two."""
+  num_features = leaf.ndim - (3 if kept else 2)
+  return keep.reshape(keep.shape[0], *(1,) * num_features, keep.shape[1])
 
 
-def _where_last(condition: jax.Array, on_true: jax.Array, on_false: jax.Array) -> jax.Array:
-  """`jnp.where` with the condition along the last axis, that of the coordinates."""
-  return jnp.where(condition.reshape((1,) * (on_true.ndim - 1) + (-1,)), on_true, on_false)
-
-
-def _zero_unless(keep: jax.Array, leaf: jax.Array) -> jax.Array:
-  return _where_last(keep, leaf, jnp.zeros_like(leaf))
+def _finite_problems(
+  layout: _Layout, records: tuple[_Record, _Record], num_problems: int
+) -> jax.Array:
+  """Which problems have finite gradients only, ``[problems]``."""
+  finite = jnp.ones((), bool)
+  for record in records:
+    for grads in (record.grads, record.outer_grads):
+      if grads is not None:
+        steps = grads.reshape(-1, *grads.shape[-2:])
+        finite &= jnp.isfinite(steps).all(0)
+  return layout.join(finite).reshape(num_problems, -1).all(1)

@@ -18,7 +18,8 @@ class TruncatedState(NamedTuple):
 
   Attributes:
     problems: an `InnerState` whose leaves have a leading axis of `meta_batch_size`.
-    restart: bool ``[meta_batch_size]``, the problems that are replaced before the next unroll.
+    restart: bool ``[meta_batch_size]``, the problems that are replaced before the next unroll; all
+      are if an unroll is as long as the horizon.
   """
 
   problems: InnerState
@@ -117,7 +118,9 @@ def truncated_backprop(
   def estimate(optimizee, learned_optimizer, meta_params, state: TruncatedState, key):
     chosen = path_for(learned_optimizer)
     fresh = draw(optimizee, learned_optimizer, meta_params, key)
-    problems = chosen.choose(state.restart, fresh, state.problems)
+    # Without carried problems their optimizer state need not be kept beside the fresh one.
+    carries = unroll_length < horizon
+    problems = chosen.choose(state.restart, fresh, state.problems) if carries else fresh
     segment = chosen.gradient(optimizee, learned_optimizer, meta_params, problems)
     info = Info(
       meta_loss=_paths.mean_where(~segment.diverged, segment.meta_losses),
