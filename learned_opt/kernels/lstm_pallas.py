@@ -29,7 +29,11 @@ from learned_opt.kernels.lstm import Cell, LayerWeights, stack_step
 _MIN_SIDE = 16
 # The gates of a wider layer do not fit in registers, and its products are large enough for those of
 # the library: `fused_stack_step` takes the plain form.
-_MAX_HIDDEN = 64
+_MAX_HIDDEN = 32
+# Coordinates a tile. The backward kernel fills all 255 registers and spills; of the sizes that were
+# compiled (16, 32, 64) it spills least with 32.
+_FORWARD_TILE = 64
+_BACKWARD_TILE = 32
 # Each program of the backward kernel leaves a sum of gradients as large as the weights: enough
 # programs to fill the largest GPU several times over, few enough that their sums stay small beside
 # the state.
@@ -95,8 +99,8 @@ def stack_step_pallas(
     x: inputs of the first layer, ``[in, coordinates]``.
     cells: the state, layer by layer, ``[hidden, coordinates]`` each, of any floating dtype.
     interpret: run the kernel's operations one by one on any platform, to test it.
-    tile: coordinates that are worked on together, a power of two and at least 16; by default as
-      many as the registers hold.
+    tile: coordinates that are worked on together, a power of two and at least 16; by default
+      64, in the backward pass 32.
 
   Returns:
     The next state, in the dtypes of `cells`. (`stack_step` promotes, so that narrow cells under
@@ -119,7 +123,7 @@ def stack_step_pallas(
   _check(layers, x, cells)
   if tile is not None and (tile < _MIN_SIDE or tile & (tile - 1)):
     raise ValueError(f"tile must be a power of two of at least {_MIN_SIDE}, got {tile}")
-  return _stack_step(interpret, tile, layers, x, cells)
+  return _kernel_step(interpret, tile)(layers, x, cells)
 
 
 def fused_stack_step(
@@ -128,7 +132,7 @@ def fused_stack_step(
   """`stack_step_pallas` on NVIDIA GPUs, `stack_step` on every other platform.
 
   The platform is that for which the program is compiled, which only then keeps the one form. The
-  plain form also serves layers of more than 64 units, whose gates do not fit on the chip.
+  plain form also serves layers of more than 32 units, whose gates do not fit on the chip.
 
   Differentiable once, in reverse mode, with respect to the weights and the cells; the inputs `x`
   are taken to be constants, their cotangent is zero.
@@ -157,7 +161,7 @@ def fused_stack_step(
   _check(layers, x, cells)
   if x.shape[1] == 0 or max(cell.h.shape[0] for cell in cells) > _MAX_HIDDEN:
     return _plain(layers, x, cells)
-  return _platform_stack_step(layers, x, cells)
+  return _platform_step(layers, x, cells)
 
 
 def _check(layers, x, cells) -> None:
@@ -169,50 +173,37 @@ def _check(layers, x, cells) -> None:
   features, num_coordinates = x.shape
   for index, (weights, cell) in enumerate(zip(layers, cells, strict=True)):
     hidden = cell.h.shape[0]
-    expected = (
-      LayerWeights((4 * hidden, features), (4 * hidden, hidden), (4 * hidden, 1)),
-      Cell((hidden, num_coordinates), (hidden, num_coordinates)),
-    )
-    got = jax.tree.map(jnp.shape, (weights, cell))
+    expected = [(4 * hidden, columns) for columns in (features, hidden, 1)]
+    expected += [(hidden, num_coordinates)] * 2
+    got = [array.shape for array in (*weights, *cell)]
     if got != expected:
-      raise ValueError(f"layer {index} must have the shapes {expected}, got {got}")
+      raise ValueError(
+        f"layers[{index}] and cells[{index}] must have the shapes {expected}, got {got}"
+      )
     features = hidden
 
 
-# The wrappers of the kernels. Both forms of a direction stand side by side under one VJP: were the
-# choice of the platform differentiated instead, each step would keep the residuals of both forms.
+# The steps: each has a forward and a backward form under one VJP. Were the choice of the platform
+# differentiated instead, each step would keep the residuals of both forms.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _stack_step(interpret, tile, layers, x, cells):
-  return _forward(layers, x, cells, interpret=interpret, tile=tile)
+def _differentiable(forward, backward):
+  @jax.custom_vjp
+  def step(layers, x, cells):
+    return forward(layers, x, cells)
+
+  step.defvjp(
+    lambda *args: (step(*args), args), lambda args, cotangents: backward(*args, cotangents)
+  )
+  return step
 
 
-def _stack_step_fwd(interpret, tile, layers, x, cells):
-  return _stack_step(interpret, tile, layers, x, cells), (layers, x, cells)
-
-
-def _stack_step_bwd(interpret, tile, residuals, cotangents):
-  return _backward(*residuals, cotangents, interpret=interpret, tile=tile)
-
-
-_stack_step.defvjp(_stack_step_fwd, _stack_step_bwd)
-
-
-@jax.custom_vjp
-def _platform_stack_step(layers, x, cells):
-  return jax.lax.platform_dependent(layers, x, cells, cuda=_forward, default=_plain)
-
-
-def _platform_stack_step_fwd(layers, x, cells):
-  return _platform_stack_step(layers, x, cells), (layers, x, cells)
-
-
-def _platform_stack_step_bwd(residuals, cotangents):
-  return jax.lax.platform_dependent(*residuals, cotangents, cuda=_backward, default=_plain_backward)
-
-
-_platform_stack_step.defvjp(_platform_stack_step_fwd, _platform_stack_step_bwd)
+@functools.cache
+def _kernel_step(interpret: bool, tile: int | None):
+  return _differentiable(
+    functools.partial(_forward, interpret=interpret, tile=tile),
+    functools.partial(_backward, interpret=interpret, tile=tile),
+  )
 
 
 def _plain(layers, x, cells):
@@ -223,16 +214,25 @@ def _plain_backward(layers, x, cells, cotangents):
   return jax.vjp(_plain, layers, x, cells)[1](cotangents)
 
 
+_platform_step = _differentiable(
+  lambda *args: jax.lax.platform_dependent(*args, cuda=_forward, default=_plain),
+  lambda *args: jax.lax.platform_dependent(*args, cuda=_backward, default=_plain_backward),
+)
+
+
+# The wrappers of the kernels.
+
+
 def _forward(layers, x, cells, *, interpret=False, tile=None):
-  plan = _plan(layers, x, cells, tile, interpret)
+  plan = _plan(layers, x, cells, tile or _FORWARD_TILE, interpret)
   # A tuple of outputs is as many arguments of the kernel.
   (new_cells,) = pl.pallas_call(
     functools.partial(_forward_kernel, plan),
     out_shape=(jax.tree.map(_like, cells),),
-    grid=pl.cdiv(plan.num_coordinates, plan.tile),
+    grid=(pl.cdiv(plan.num_coordinates, plan.tile),),
     in_specs=_specs(plan, x, cells),
     out_specs=(jax.tree.map(functools.partial(_columns_spec, plan), cells),),
-    compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+    compiler_params=_compiler_params(plan),
     interpret=interpret,
     name="lstm_stack_step",
   )(layers, x, cells)
@@ -240,7 +240,7 @@ def _forward(layers, x, cells, *, interpret=False, tile=None):
 
 
 def _backward(layers, x, cells, cotangents, *, interpret=False, tile=None):
-  plan = _plan(layers, x, cells, tile, interpret, _MAX_BACKWARD_PROGRAMS)
+  plan = _plan(layers, x, cells, tile or _BACKWARD_TILE, interpret, _MAX_BACKWARD_PROGRAMS)
   num_programs = pl.cdiv(plan.num_coordinates, plan.tile * plan.tiles_per_program)
   dtype = _accumulator(*(leaf.dtype for leaf in jax.tree.leaves((layers, x, cells))))
   sums = jax.tree.map(lambda w: jax.ShapeDtypeStruct((num_programs, *w.shape), dtype), layers)
@@ -248,13 +248,13 @@ def _backward(layers, x, cells, cotangents, *, interpret=False, tile=None):
   sums, cell_grads = pl.pallas_call(
     functools.partial(_backward_kernel, plan),
     out_shape=(sums, jax.tree.map(_like, cells)),
-    grid=num_programs,
+    grid=(num_programs,),
     in_specs=(*_specs(plan, x, cells), jax.tree.map(columns_spec, cells)),
     out_specs=(
       _weights_specs(plan, (None,), lambda program: (program, 0, 0)),
       jax.tree.map(columns_spec, cells),
     ),
-    compiler_params=plgpu.CompilerParams(num_warps=8, num_stages=1),
+    compiler_params=_compiler_params(plan),
     interpret=interpret,
     name="lstm_stack_step_backward",
   )(layers, x, cells, cotangents)
@@ -266,11 +266,15 @@ def _plan(layers, x, cells, tile, interpret, max_programs=None) -> _Plan:
   sizes = tuple(
     _Sizes(weights.x.shape[1], cell.h.shape[0]) for weights, cell in zip(layers, cells, strict=True)
   )
-  if tile is None:
-    tile = 64 if max(size.hidden for size in sizes) <= 32 else 32
   tiles = pl.cdiv(x.shape[1], tile)
   tiles_per_program = 1 if max_programs is None else pl.cdiv(tiles, max_programs)
   return _Plan(sizes, x.shape[1], tile, tiles_per_program, interpret)
+
+
+def _compiler_params(plan: _Plan) -> plgpu.CompilerParams:
+  # A warp owns 16 rows, that is coordinates, of every product of the chain: with more warps than
+  # that, Triton has several compute the same rows. No loop has loads to run ahead: one stage.
+  return plgpu.CompilerParams(num_warps=min(8, plan.tile // _MIN_SIDE), num_stages=1)
 
 
 def _like(array):
@@ -303,7 +307,8 @@ def _weights_specs(plan: _Plan, leading: tuple[None, ...], index_map):
     # The bias is no factor of a product: a single column will do.
     columns = (_side(size.inputs), _side(size.hidden), 1)
     blocks = ((*leading, rows, width) for width in columns)
-    specs.append(LayerWeights(*(pl.BlockSpec(block, index_map) for block in blocks)))
+    block_specs: Any = (pl.BlockSpec(block, index_map) for block in blocks)
+    specs.append(LayerWeights(*block_specs))
   return tuple(specs)
 
 
@@ -366,7 +371,7 @@ def _backward_tile(
       0.5 * d * kept.c * (1.0 - f * f),
       0.5 * h_bar * kept.tanh_c * (1.0 - o * o),
     )
-    h_grad = above = 0.0
+    h_grad, above = jnp.zeros_like(d), 0.0
     for gate, z_bar in enumerate(z_bars):
       _add_to_sum(refs.bias, gate, size.hidden, 1, index, jnp.sum(z_bar, axis=0)[:, None])
       z_bar = z_bar.astype(kept.h.dtype)
@@ -395,7 +400,7 @@ def _layer(
   plan: _Plan, size: _Sizes, tile: _Tile, weights, x: jax.Array, cell
 ) -> tuple[Cell, _Activations]:
   # A product has operands of one dtype.
-  operand = jnp.promote_types(weights.h.dtype, cell.h.dtype)
+  operand = jnp.result_type(weights.h.dtype, cell.h.dtype, x.dtype)
   x = x.astype(operand)
   h = _load_columns(cell.h, tile, size.hidden).astype(operand)
 
