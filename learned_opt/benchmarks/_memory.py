@@ -6,7 +6,6 @@ import gc
 import os
 import re
 import sys
-
 from typing import Any
 
 _STATUS = "/proc/self/status"

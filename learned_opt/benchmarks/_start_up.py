@@ -22,7 +22,9 @@ _COLD = "first outer step, cold"
 _WARM = "first outer step, warm cache"
 
 _PYTHON = (sys.executable, "-P", "-c")
-_FIRST_STEP = "from learned_opt.benchmarks._start_up import first_step; first_step({!r})"
+_DEPENDENCY_CODE = "import jax, flax, optax; print('{}')"
+_IMPORT_CODE = "import learned_opt; print('{}')"
+_FIRST_STEP_CODE = "from learned_opt.benchmarks._start_up import first_step; first_step({!r})"
 
 
 def start_up(
@@ -62,10 +64,10 @@ def start_up(
   say = on_progress or (lambda words: None)
   arguments = json.dumps([list(parsed), device])
   commands = {
-    _DEPENDENCIES: (*_PYTHON, "import jax, flax, optax; print('{}')"),
-    _IMPORT: (*_PYTHON, "import learned_opt; print('{}')"),
-    _COLD: (*_PYTHON, _FIRST_STEP.format(arguments)),
-    _WARM: (*_PYTHON, _FIRST_STEP.format(arguments)),
+    _DEPENDENCIES: (*_PYTHON, _DEPENDENCY_CODE),
+    _IMPORT: (*_PYTHON, _IMPORT_CODE),
+    _COLD: (*_PYTHON, _FIRST_STEP_CODE.format(arguments)),
+    _WARM: (*_PYTHON, _FIRST_STEP_CODE.format(arguments)),
   }
   measured = {name: _processes.Measured({}, []) for name in commands}
   date = _report.now()
@@ -104,14 +106,15 @@ def _seconds_to_answer(command: Sequence[str], cache: str) -> tuple[dict[str, An
     process = subprocess.Popen(
       command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=environment
     )
-    try:
-      assert process.stdout is not None
-      line = process.stdout.readline()
-      seconds = time.perf_counter() - start
-      process.wait()
-    finally:
-      process.kill()
-      process.wait()
+    assert process.stdout is not None
+    # Leaving the block closes the pipe and waits for the end.
+    with process:
+      try:
+        line = process.stdout.readline()
+        seconds = time.perf_counter() - start
+        process.wait()
+      finally:
+        process.kill()
     if not line:
       raise _processes.WorkerError(_processes.how_it_died(process.returncode, stderr))
   return json.loads(line), seconds
