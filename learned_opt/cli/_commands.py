@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import learned_opt
-from learned_opt import _run_folder, artifacts, evaluate, runs
+from learned_opt import _run_folder, artifacts, benchmarks, evaluate, runs
 from learned_opt.cli import _options, _report, _session
 from learned_opt.cli._factories import FactoryConfig
 
@@ -180,11 +180,38 @@ def _info(options: _options.InfoOptions) -> int:
   return 0
 
 
+def _bench(options: _options.BenchOptions) -> int:
+  one, session = options.benchmark, options.session
+  with _report.Reporter() as reporter:
+    common: dict[str, Any] = {
+      "rounds": one.rounds,
+      "device": session.device,
+      "on_progress": reporter.say,
+    }
+    if not isinstance(one, _options.StartUpOptions):
+      limit = one.max_gigabytes
+      common |= {"paths": one.paths, "max_bytes": None if limit is None else int(limit * 1e9)}
+    if isinstance(one, _options.MetaGradientOptions):
+      report = benchmarks.meta_gradient(one.cases, **common)
+    elif isinstance(one, _options.UpdateOptions):
+      report = benchmarks.update(one.sizes, **common)
+    else:
+      report = benchmarks.start_up(one.case, **common)
+  if session.json:
+    _print_json(report.to_json())
+  elif session.markdown:
+    print(report.to_markdown())
+  else:
+    _report.print_benchmark(report)
+  return 0
+
+
 _COMMANDS: dict[str, Callable[[Any], int]] = {
   "train": _train,
   "evaluate": _evaluate,
   "list": _list,
   "info": _info,
+  "bench": _bench,
 }
 
 

@@ -7,9 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Union
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import (
+  FlagCreatePairsOff,
+  OmitArgPrefixes,
+  OmitSubcommandPrefixes,
+  Positional,
+  arg,
+  subcommand,
+)
 
-from learned_opt import artifacts, estimators, optimizees, optimizers, runs
+from learned_opt import artifacts, benchmarks, estimators, optimizees, optimizers, runs
 from learned_opt import evaluate as evaluation
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.cli._factories import (
@@ -109,6 +116,102 @@ class InfoOptions:
   session: Annotated[Output, OmitArgPrefixes] = Output()
 
 
+_Rounds = Annotated[int, arg(help="repetitions of each, in turn with one another.")]
+_MaxGigabytes = Annotated[
+  float | None,
+  arg(help="do not run what needs more memory; by default what the system has left."),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchSession(Output):
+  """What holds for every benchmark. Its processes start JAX, and this one does not."""
+
+  device: Annotated[
+    str | None, arg(help="where to compute: cpu, gpu or tpu, or one of several, such as gpu:1.")
+  ] = None
+  markdown: Annotated[bool, arg(help="print the table as Markdown.")] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaGradientOptions:
+  """The options of ``bench meta-gradient``."""
+
+  cases: Annotated[
+    tuple[str, ...],
+    arg(
+      help=f"what is meta-trained: {', '.join(benchmarks.CASES)}, elementwise-NxT with N "
+      "coordinates and unrolls of T steps, or all, which is all named ones but that of 1e7."
+    ),
+  ] = ("mnist", "quadratic")
+  paths: Annotated[
+    tuple[str, ...],
+    arg(help=f"how the gradient is computed; the reference is {benchmarks.path_names()[0]}."),
+  ] = benchmarks.path_names()
+  rounds: _Rounds = 5
+  max_gigabytes: _MaxGigabytes = None
+  session: Annotated[BenchSession, OmitArgPrefixes] = BenchSession()
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateOptions:
+  """The options of ``bench update``."""
+
+  sizes: Annotated[tuple[int, ...], arg(help="numbers of parameters.")] = (
+    100_000,
+    1_000_000,
+    10_000_000,
+  )
+  paths: Annotated[
+    tuple[str, ...],
+    arg(help=f"how the update is computed; the reference is {benchmarks.UPDATE_PATHS[0]}."),
+  ] = benchmarks.UPDATE_PATHS
+  rounds: _Rounds = 5
+  max_gigabytes: _MaxGigabytes = None
+  session: Annotated[BenchSession, OmitArgPrefixes] = BenchSession()
+
+
+@dataclasses.dataclass(frozen=True)
+class StartUpOptions:
+  """The options of ``bench start-up``."""
+
+  case: Annotated[str, arg(help="whose first outer step is taken; see bench meta-gradient.")] = (
+    "mnist"
+  )
+  rounds: _Rounds = 5
+  session: Annotated[BenchSession, OmitArgPrefixes] = BenchSession()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchOptions:
+  """The options of ``bench``: which benchmark, and its own."""
+
+  benchmark: Annotated[
+    Annotated[
+      MetaGradientOptions,
+      subcommand(
+        "meta-gradient",
+        description="Outer steps: a meta-gradient and a meta-Adam update, path by path.",
+      ),
+    ]
+    | Annotated[
+      UpdateOptions,
+      subcommand("update", description="One update of many parameters by an LSTM, and by Adam."),
+    ]
+    | Annotated[
+      StartUpOptions,
+      subcommand("start-up", description="Imports and the first outer step of a fresh process."),
+    ],
+    OmitSubcommandPrefixes,
+    OmitArgPrefixes,
+  ]
+
+  @property
+  def session(self) -> BenchSession:
+    """What holds for every benchmark."""
+    return self.benchmark.session
+
+
 def parse(argv: Sequence[str]) -> tuple[str, Any]:
   """Reads a command line.
 
@@ -134,12 +237,14 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "evaluate": _evaluate_options(_choices(argv, _defaults_of_card(argv))),
     "list": ListOptions,
     "info": InfoOptions,
+    "bench": BenchOptions,
   }
   descriptions = {
     "train": "Meta-train a learned optimizer, save it and compare it with tuned baselines.",
     "evaluate": "Judge a learned optimizer beside tuned baselines, on fresh problems.",
     "list": "Show the learned optimizers that are shipped with the library.",
     "info": "Show what a learned optimizer is, how it was made and how good it is.",
+    "bench": "Measure what meta-gradients, updates and the start of a process cost here.",
   }
   members = tuple(
     Annotated[one, subcommand(name, description=descriptions[name])] for name, one in types.items()

@@ -14,12 +14,17 @@ from rich.table import Table
 
 from learned_opt._run_folder import flatten
 from learned_opt.artifacts import Artifact
+from learned_opt.benchmarks import Report
 from learned_opt.evaluate import Evaluation, Row
 from learned_opt.meta_train import Progress
 from learned_opt.runs import Run
 
 # Of tables that are not printed to a terminal: a file has no width.
 _FILE_WIDTH = 140
+
+# Of benchmarks, which have more columns.
+_WIDE = 240
+_WORDS = ("case", "path", "data", "error")
 
 _REPEATED = "learned_optimizer"
 
@@ -236,6 +241,19 @@ def _print_summary(console: Console, evaluation: Any) -> None:
   for row in flat:
     table.add_row(*map(_cell, row.values()))
   console.print(table)
+
+
+def print_benchmark(report: Report) -> None:
+  """Prints a line for each measurement."""
+  headings, rows = report.cells()
+  table = _new_table(f"{report.device}; {report.date}")
+  for heading in headings:
+    table.add_column(heading, justify="left" if heading in _WORDS else "right")
+  for cells in rows:
+    table.add_row(*cells)
+  # Without a terminal as wide as it needs be: a table that is folded cannot be read.
+  console = _stdout()
+  console.print(table, width=None if console.is_terminal else _WIDE)
 
 
 def _print_values(console: Console, values: Mapping[str, Any]) -> None:

@@ -1,0 +1,247 @@
+"""What a worker measures: built from a specification of JSON values.
+
+A specification has ``task``, one of `TASKS`, ``cores``, whether the process is to be set up by
+`learned_opt.devices` or left as JAX sets it up, ``device``, the user's choice or None, and what its
+task takes.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from learned_opt import devices, estimators, meta_train
+from learned_opt.benchmarks import _cases, _memory, _updates
+
+# Of the matrices, and products in one repetition.
+MATRIX_SIZE = 1024
+_PRODUCTS = 10
+
+# A repetition of many short calls takes about so long.
+_SECONDS_OF_CALLS = 0.2
+_MAX_CALLS = 10_000
+
+
+# What a builder of a task gives beside its facts: it does what is measured so many times, and gives
+# the seconds that it took.
+Run: TypeAlias = Callable[[int], float]
+
+
+class Task(NamedTuple):
+  """A configuration that can be measured.
+
+  Attributes:
+    facts: JSON values; ``units`` is how often one repetition does what is measured.
+    repeat: runs one repetition, gives ``seconds`` and ``peak_bytes``.
+  """
+
+  facts: dict[str, Any]
+  repeat: Callable[[], dict[str, Any]]
+
+
+def build(specification: Mapping[str, Any]) -> Task:
+  """Sets up this process, builds and compiles what is specified, and runs it once."""
+  arguments = dict(specification)
+  task, mesh = arguments.pop("task"), set_up(arguments.pop("cores"), arguments.pop("device"))
+  with devices.use(mesh):
+    facts, run = TASKS[task](mesh=mesh, **arguments)
+    memory = _memory.PeakMemory(_device())
+    run(1)
+    facts = {"units": 1, **facts}
+    if facts["units"] is None:
+      facts["units"] = _calls(run)
+
+  def repeat() -> dict[str, Any]:
+    with devices.use(mesh):
+      seconds = run(facts["units"])
+    return {"seconds": seconds, "peak_bytes": memory.growth()}
+
+  return Task({**facts, **describe_device(mesh)}, repeat)
+
+
+def set_up(cores: bool, device: str | None) -> jax.sharding.Mesh | None:
+  """Chooses the devices before JAX starts; the mesh, if one is to be used."""
+  platform, _, index = (device or "").partition(":")
+  if platform == "cpu":
+    jax.config.update("jax_platforms", "cpu")
+  elif platform:
+    jax.config.update("jax_default_device", jax.devices(platform)[int(index or "0")])
+  if not cores:
+    return None
+  devices.use_cores()
+  return devices.mesh()
+
+
+def _device() -> Any:
+  return jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def describe_device(mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
+  """The device in JSON values, and how many of them are used."""
+  device = _device()
+  return {
+    "platform": device.platform,
+    "device": device.device_kind,
+    "devices": 1 if mesh is None else mesh.size,
+    "jax": jax.__version__,
+  }
+
+
+def _matrix_product(mesh: jax.sharding.Mesh | None) -> tuple[dict[str, Any], Run]:
+  del mesh
+  left, right = (jax.random.normal(jax.random.key(i), (MATRIX_SIZE,) * 2) for i in range(2))
+  product = jax.jit(jnp.matmul).lower(left, right).compile()
+
+  def run(times: int) -> float:
+    result = None
+    start = time.perf_counter()
+    for _ in range(times):
+      result = product(left, right)
+    jax.block_until_ready(result)
+    return time.perf_counter() - start
+
+  return {"flops": 2 * MATRIX_SIZE**3, "units": _PRODUCTS}, run
+
+
+def _meta_gradient(
+  case: list[Any], path: str, max_bytes: int | None, mesh: jax.sharding.Mesh | None
+) -> tuple[dict[str, Any], Run]:
+  """Outer steps of `meta_train`: a meta-gradient and the update of the meta-params each."""
+  del mesh  # `meta_train` finds the one that is in use.
+  parsed = _cases.Case(*case)
+  optimizee, data = _cases.make_optimizee(parsed)
+  lstm = _cases.make_lstm(parsed)
+  sizes = parsed.unroll_length, parsed.horizon, parsed.meta_batch_size
+  estimator = estimators.truncated_backprop(*sizes, path=path)  # pyright: ignore[reportArgumentType]
+  parts: Any = {
+    "learned_optimizer": lstm,
+    "estimator": estimator,
+    "outer_optimizer": meta_train.with_clipping(optax.adam(1e-3), max_meta_grad_norm=1.0),
+  }
+  state = meta_train.init(optimizee, **parts, key=jax.random.key(0))
+  state_bytes = _num_bytes(state)
+  program, facts = compile_program(
+    lambda: meta_train._dispatch.lower(optimizee, state, **parts, num_steps=parsed.outer_steps),
+    max_bytes,
+  )
+
+  def run(times: int) -> float:
+    nonlocal state
+    # Where the outcome lies elsewhere than what it came from, as it may on several devices.
+    state = jax.device_put(state, program.input_shardings[0][1])
+    meta_losses = []
+    start = time.perf_counter()
+    for _ in range(times):
+      state, info = program(optimizee, state)
+      meta_losses.append(info.meta_loss)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+    if not np.isfinite(meta_losses).all():
+      raise FloatingPointError("all problems diverged: what was measured is not meta-training")
+    return seconds / parsed.outer_steps
+
+  params, _ = jax.eval_shape(optimizee.init, jax.random.key(0), optimizee.data)
+  coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  return {
+    **facts,
+    "data": data,
+    "state_bytes": state_bytes,
+    "coordinates": coordinates * parsed.meta_batch_size,
+    "coordinate_steps": coordinates * parsed.meta_batch_size * parsed.unroll_length,
+    "flops_per_coordinate_step": 4 * _cases.forward_flops(state.meta_params),
+  }, run
+
+
+def _update(
+  size: int, path: str, case: list[Any], max_bytes: int | None, mesh: jax.sharding.Mesh | None
+) -> tuple[dict[str, Any], Run]:
+  """Calls of `tx.update` for a vector of so many parameters, which reuse the state's memory."""
+  lstm = _cases.make_lstm(_cases.Case(*case))
+  make = _updates.PATHS[path].make
+  meta_params = lstm.init(jax.random.key(0))
+  params = _updates.shard(mesh, jnp.zeros(size))
+  grads = _updates.shard(mesh, jax.random.normal(jax.random.key(1), (size,)))
+  state = _updates.shard(mesh, make(lstm, meta_params).init(params))
+  state_bytes = _num_bytes(state)
+
+  def update(meta_params, grads, state, params):
+    return make(lstm, meta_params).update(grads, state, params)
+
+  program, facts = compile_program(
+    lambda: jax.jit(update, donate_argnums=2).lower(meta_params, grads, state, params), max_bytes
+  )
+
+  def run(times: int) -> float:
+    nonlocal state
+    state = jax.device_put(state, program.input_shardings[0][2])
+    updates = None
+    start = time.perf_counter()
+    for _ in range(times):
+      updates, state = program(meta_params, grads, state, params)
+    jax.block_until_ready((updates, state))
+    return time.perf_counter() - start
+
+  return {
+    **facts,
+    "units": None,
+    "state_bytes": state_bytes,
+    "coordinates": size,
+    "flops_per_coordinate_step": _cases.forward_flops(meta_params) if path != "adam" else None,
+  }, run
+
+
+TASKS: dict[str, Callable[..., tuple[dict[str, Any], Run]]] = {
+  "matrix-product": _matrix_product,
+  "meta-gradient": _meta_gradient,
+  "update": _update,
+}
+
+
+def compile_program(
+  lower: Callable[[], jax.stages.Lowered], max_bytes: int | None
+) -> tuple[jax.stages.Compiled, dict[str, Any]]:
+  """Compiles, and refuses what would not fit into the memory.
+
+  Args:
+    lower: traces and lowers the program.
+    max_bytes: the memory that there is, None for what the system says.
+
+  Returns:
+    The program, and ``compile_seconds`` and ``planned_bytes``: what XLA plans to allocate on top of
+    the arguments, on all devices together.
+
+  Raises:
+    MemoryError: if that is more than there is.
+  """
+  start = time.perf_counter()
+  program = lower().compile()
+  seconds = time.perf_counter() - start
+  planned = _planned_bytes(program)
+  available = _memory.available_bytes(_device()) if max_bytes is None else max_bytes
+  if planned is not None and available is not None and planned > available:
+    raise MemoryError(f"XLA plans {planned / 1e9:.3g} GB, there are {available / 1e9:.3g} GB")
+  return program, {"compile_seconds": seconds, "planned_bytes": planned}
+
+
+def _planned_bytes(program: jax.stages.Compiled) -> int | None:
+  plan = program.memory_analysis()
+  if plan is None:
+    return None
+  shardings = jax.tree.leaves(program.input_shardings[0])
+  num_devices = max((sharding.num_devices for sharding in shardings), default=1)
+  own = plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+  return num_devices * own
+
+
+def _calls(run: Run) -> int:
+  """How many calls make a repetition."""
+  return max(1, min(_MAX_CALLS, math.ceil(_SECONDS_OF_CALLS / max(run(1), 1e-9))))
+
+
+def _num_bytes(tree: Any) -> int:
+  return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))

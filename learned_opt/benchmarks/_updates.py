@@ -1,0 +1,78 @@
+"""The ways to compute one update of many parameters."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from learned_opt import _coordinates
+from learned_opt.base import LearnedOptimizer
+from learned_opt.optimizers.lstm import CoordinatewiseLSTM
+
+REFERENCE = "plain"
+
+
+class UpdatePath(NamedTuple):
+  """One way to compute an update.
+
+  Attributes:
+    make: ``(architecture, meta_params) -> tx``.
+    cores: whether it runs in a process that is set up by `learned_opt.devices`, the state and the
+      parameters split over all local devices.
+  """
+
+  make: Callable[[LearnedOptimizer, chex.ArrayTree], optax.GradientTransformation]
+  cores: bool = False
+
+
+def _adam(lstm: LearnedOptimizer, meta_params: chex.ArrayTree) -> optax.GradientTransformation:
+  del lstm, meta_params
+  return optax.adam(1e-3)
+
+
+def _default(lstm: LearnedOptimizer, meta_params: chex.ArrayTree) -> optax.GradientTransformation:
+  return lstm.optimizer(meta_params)
+
+
+def _plain(lstm: LearnedOptimizer, meta_params: chex.ArrayTree) -> optax.GradientTransformation:
+  """The Flax module of one coordinate under `vmap`, as XLA lowers it."""
+  module: Any = CoordinatewiseLSTM(**lstm.config)  # pyright: ignore[reportCallIssue]
+
+  def update(updates, state: Any, params=None):
+    h = state.layers[0].h
+    grads = _coordinates.flatten(updates, params, h.dtype, h.shape[0])
+    step = jax.vmap(functools.partial(module.apply, {"params": meta_params}))
+    flat, state = step(grads, state)
+    return _coordinates.unflatten(flat, updates, params), state
+
+  return optax.GradientTransformation(lstm.optimizer(meta_params).init, update)
+
+
+# The reference first.
+PATHS: dict[str, UpdatePath] = {
+  REFERENCE: UpdatePath(_plain),
+  "default": UpdatePath(_default),
+  "default-cores": UpdatePath(_default, cores=True),
+  "adam": UpdatePath(_adam),
+}
+
+UPDATE_PATHS = tuple(PATHS)
+
+
+def shard(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:
+  """Splits each array over the mesh, along its longest axis that divides evenly."""
+  if mesh is None:
+    return tree
+
+  def place(leaf: jax.Array) -> jax.Array:
+    axes = [axis for axis, size in enumerate(leaf.shape) if size and size % mesh.size == 0]
+    spec: list[Any] = [None] * leaf.ndim
+    if axes:
+      spec[max(axes, key=lambda axis: leaf.shape[axis])] = mesh.axis_names
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+  return jax.tree.map(place, tree)
