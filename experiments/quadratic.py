@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 
-from learned_opt import cli, estimators, optimizees, optimizers, runs
+from learned_opt import cli, devices, estimators, optimizees, optimizers, runs
 
 
 class Size(NamedTuple):
@@ -82,6 +82,7 @@ def main(
     seed: of everything random.
     resume: continue the run in that folder.
   """
+  devices.use_cores()
   folder = out or pathlib.Path("runs") / f"quadratic-{size}-{seed}"
   cli.run_recipe(recipe(size, seed), folder, resume=resume)
 

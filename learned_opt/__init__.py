@@ -1,6 +1,7 @@
 """Learned optimizers in JAX: meta-train them, judge them, use them as optax transformations."""
 
 from learned_opt import datasets as datasets
+from learned_opt import devices as devices
 from learned_opt import estimators as estimators
 from learned_opt import meta_losses as meta_losses
 from learned_opt import meta_train as meta_train

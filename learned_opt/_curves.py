@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from learned_opt import devices
 from learned_opt.base import InnerState, Optimizee
 from learned_opt.unroll import init_inner_state, unroll
 
@@ -84,6 +85,7 @@ def learning_curves(
   num_problems = keys.shape[0]
   block_size = default_block_size(optimizee, num_problems) if block_size is None else block_size
   check_positive(num_steps=num_steps, num_problems=num_problems, block_size=block_size)
+  optimizee = devices.replicate(optimizee)
   inner = _inner(optimizee)
   # Without this a Python float and an array of the same value would compile twice.
   hyperparams = jax.tree.map(_as_array, hyperparams)
@@ -133,6 +135,7 @@ def _inner(optimizee: Optimizee) -> Optimizee:
 # and is the same for all optimizers.
 @jax.jit
 def _draw(optimizee: Optimizee, keys: chex.PRNGKey) -> InnerState:
+  keys = devices.share(keys)
   return jax.vmap(lambda key: init_inner_state(optimizee, optax.identity(), key))(keys)
 
 
@@ -151,7 +154,7 @@ def _run(
     problem, trajectory = unroll(optimizee, tx, problem, num_steps)
     return problem.params, trajectory.losses
 
-  return jax.vmap(run_one)(problems)
+  return jax.vmap(run_one)(devices.share(problems))
 
 
 @jax.jit

@@ -8,7 +8,7 @@ cores. The program is the same one that runs on several accelerators.
     from learned_opt import devices
 
     devices.use_cores()  # before JAX runs anything
-    with devices.use_mesh():
+    with devices.use(devices.mesh()):
       result = meta_train.run(...)
 
 The command line does this unless told otherwise. Under a mesh of one's own (`jax.set_mesh`) that
@@ -18,14 +18,15 @@ number of devices, to rounding, and no random number does.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from typing import Any, TypeVar
 
-import chex
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "devices"
+
+Tree = TypeVar("Tree")
 
 # Every virtual device holds its own copy of the data set.
 _MAX_CORES = 8
@@ -86,24 +87,21 @@ def num_usable_cores() -> int:
   return os.cpu_count() or 1
 
 
-@contextlib.contextmanager
-def use_mesh(num_devices: int | None = None) -> Iterator[Mesh | None]:
-  """Shares the work in the block among this process's devices of JAX's default platform.
+def mesh(num_devices: int | None = None) -> Mesh | None:
+  """This process's devices of JAX's default platform, as a mesh of one axis, ``"devices"``.
 
   Args:
     num_devices: how many of them; None means all.
 
-  Yields:
-    The mesh, of one axis called ``"devices"``; None if there is a single device, which needs no
-    mesh.
+  Returns:
+    The mesh; None for a single device, which needs none.
 
   Raises:
     ValueError: if there are not so many devices.
 
   Example:
     >>> from learned_opt import devices
-    >>> with devices.use_mesh(1) as mesh:
-    ...   mesh is None
+    >>> devices.mesh(1) is None
     True
   """
   there = jax.local_devices()
@@ -111,11 +109,20 @@ def use_mesh(num_devices: int | None = None) -> Iterator[Mesh | None]:
     raise ValueError(f"num_devices must be between 1 and {len(there)}, got {num_devices}")
   chosen = there[:num_devices]
   if len(chosen) == 1:
-    yield None
-    return
-  mesh = Mesh(np.asarray(chosen), (AXIS,), axis_types=(AxisType.Auto,))
-  with jax.set_mesh(mesh):
-    yield mesh
+    return None
+  return Mesh(np.asarray(chosen), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+  """Shares the work in the block among the devices of a mesh; None shares nothing.
+
+  Example:
+    >>> from learned_opt import devices
+    >>> with devices.use(devices.mesh(1)):
+    ...   devices.num_shards()
+    1
+  """
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def num_shards() -> int:
@@ -130,7 +137,7 @@ def num_shards() -> int:
   return 1 if mesh.empty else dict(mesh.shape).get(AXIS, 1)
 
 
-def share(tree: chex.ArrayTree, axis: int = 0) -> chex.ArrayTree:
+def share(tree: Tree, axis: int = 0) -> Tree:
   """Asks XLA to share the arrays of a traced function among the devices, along one axis.
 
   Args:
@@ -161,7 +168,7 @@ def share(tree: chex.ArrayTree, axis: int = 0) -> chex.ArrayTree:
   return jax.tree.map(constrain, tree)
 
 
-def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
+def replicate(tree: Tree) -> Tree:
   """A copy of the arrays on each device of the surrounding mesh, inside or outside of `jax.jit`.
 
   Example:
@@ -172,6 +179,9 @@ def replicate(tree: chex.ArrayTree) -> chex.ArrayTree:
   """
   if num_shards() == 1:
     return tree
-  if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+  if any(
+    isinstance(leaf, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+    for leaf in jax.tree.leaves(tree)
+  ):
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, PartitionSpec()), tree)
   return jax.device_put(tree, NamedSharding(jax.sharding.get_mesh(), PartitionSpec()))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt.base import InnerState, Optimizee, Trajectory
+from learned_opt.base import InnerState, LossFn, Optimizee, Trajectory
 
 # Folded into the key of a step for what the outer loss draws.
 _OUTER_LOSS = 1
@@ -73,12 +73,51 @@ def outer_loss_key(state: InnerState) -> chex.PRNGKey:
   return jax.random.fold_in(step_key(state), _OUTER_LOSS)
 
 
+@jax.custom_vjp
+def with_gradient(loss: jax.Array, params: chex.ArrayTree, grads: chex.ArrayTree) -> jax.Array:
+  """The loss, whose derivative with respect to the params is known to be `grads`.
+
+  Reverse mode then never walks through the function that gave the loss, and nothing of its forward
+  pass is kept: one gradient an inner step serves the optimizer and the meta-gradient.
+
+  Args:
+    loss: scalar.
+    params: any pytree.
+    grads: the derivative of the loss, as the params; taken to be constant.
+
+  Returns:
+    The loss.
+
+  Example:
+    >>> import jax
+    >>> from learned_opt.unroll import with_gradient
+    >>> float(jax.grad(lambda x: 3.0 * with_gradient(x**2, x, 5.0))(1.0))
+    15.0
+  """
+  del params, grads
+  return loss
+
+
+def _with_gradient_fwd(loss, params, grads):
+  del params
+  return loss, grads
+
+
+def _with_gradient_bwd(grads, cotangent):
+  params_bar = jax.tree.map(lambda grad: cotangent.astype(grad.dtype) * grad, grads)
+  return jnp.zeros_like(cotangent), params_bar, jax.tree.map(jnp.zeros_like, grads)
+
+
+with_gradient.defvjp(_with_gradient_fwd, _with_gradient_bwd)
+
+
 def inner_step(
   optimizee: Optimizee,
   tx: optax.GradientTransformation,
   state: InnerState,
   *,
   second_order: bool = False,
+  single_gradient: bool = False,
 ) -> tuple[InnerState, jax.Array]:
   """Applies one update to one problem.
 
@@ -91,6 +130,9 @@ def inner_step(
     state: the problem at step t.
     second_order: whether to differentiate through the optimizee's gradient. The default is the
       paper's first-order rule: the derivative of grad_t with respect to phi is taken to be zero.
+    single_gradient: whether reverse mode takes the derivative of the returned loss to be that
+      gradient (`with_gradient`), instead of walking through the optimizee once more. First order
+      only; equal to rounding.
 
   Returns:
     The problem at step t + 1, and the scalar loss f(theta_t).
@@ -110,12 +152,15 @@ def inner_step(
   def value_fn(params: chex.ArrayTree) -> jax.Array:
     return optimizee.loss(params, state.constants, optimizee.data, key)
 
-  loss, grads = jax.value_and_grad(value_fn)(state.params)
+  at = jax.lax.stop_gradient(state.params) if single_gradient else state.params
+  loss, grads = jax.value_and_grad(value_fn)(at)
   # What the optimizer sees is detached; the loss that is returned is not, as the meta-loss is
   # made of it.
   value = loss
   if not second_order:
     grads, value = jax.lax.stop_gradient((grads, loss))
+  if single_gradient:
+    loss = with_gradient(value, state.params, grads)
   updates, opt_state = optax.with_extra_args_support(tx).update(
     grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn
   )
@@ -130,6 +175,7 @@ def unroll(
   num_steps: int,
   *,
   second_order: bool = False,
+  single_gradient: bool = False,
   remat: bool = False,
 ) -> tuple[InnerState, Trajectory]:
   """Applies `num_steps` updates to one problem, in one `jax.lax.scan`.
@@ -143,11 +189,15 @@ def unroll(
     state: the problem at step s.
     num_steps: U, the number of updates.
     second_order: see `inner_step`.
+    single_gradient: see `inner_step`; holds for the outer losses, too.
     remat: whether the backward pass recomputes each inner step instead of keeping its
       intermediate values: memory for the carried states only, for about a third more time.
 
   Returns:
     The problem at step s + U, and the losses along the way.
+
+  Raises:
+    ValueError: if both `second_order` and `single_gradient`.
 
   Example:
     >>> import jax, optax
@@ -159,15 +209,25 @@ def unroll(
     >>> trajectory.losses.shape, bool(trajectory.losses[-1] < trajectory.losses[0])
     ((21,), True)
   """
-  step = functools.partial(inner_step, optimizee, tx, second_order=second_order)
+  if second_order and single_gradient:
+    raise ValueError("single_gradient is first order: it cannot go with second_order")
+  step = functools.partial(
+    inner_step, optimizee, tx, second_order=second_order, single_gradient=single_gradient
+  )
+
+  def evaluate(loss_fn: LossFn, state: InnerState, key: chex.PRNGKey) -> jax.Array:
+    if not single_gradient:
+      return loss_fn(state.params, state.constants, optimizee.data, key)
+    loss, grads = jax.value_and_grad(loss_fn)(
+      jax.lax.stop_gradient(state.params), state.constants, optimizee.data, key
+    )
+    return with_gradient(loss, state.params, grads)
 
   def body(state: InnerState, _) -> tuple[InnerState, tuple[jax.Array, jax.Array | None]]:
     new_state, loss = step(state)
     if optimizee.outer_loss is None:
       return new_state, (loss, None)
-    outer_loss = optimizee.outer_loss(
-      new_state.params, new_state.constants, optimizee.data, outer_loss_key(new_state)
-    )
+    outer_loss = evaluate(optimizee.outer_loss, new_state, outer_loss_key(new_state))
     return new_state, (loss, outer_loss)
 
   if remat:
@@ -175,6 +235,6 @@ def unroll(
     # barriers that would prevent it are not needed.
     body = jax.checkpoint(body, prevent_cse=False)
   state, (losses, outer_losses) = jax.lax.scan(body, state, length=num_steps)
-  last = optimizee.loss(state.params, state.constants, optimizee.data, step_key(state))
+  last = evaluate(optimizee.loss, state, step_key(state))
   losses = jnp.append(losses, last)
   return state, Trajectory(losses, losses[1:] if outer_losses is None else outer_losses)

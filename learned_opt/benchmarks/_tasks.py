@@ -124,6 +124,7 @@ def _meta_gradient(
     "outer_optimizer": meta_train.with_clipping(optax.adam(1e-3), max_meta_grad_norm=1.0),
   }
   state = meta_train.init(optimizee, **parts, key=jax.random.key(0))
+  optimizee, state = devices.replicate((optimizee, state))
   state_bytes = _num_bytes(state)
   program, facts = compile_program(
     lambda: meta_train._dispatch.lower(optimizee, state, **parts, num_steps=parsed.outer_steps),

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from learned_opt import devices
+
 if TYPE_CHECKING:
   from learned_opt.evaluate import Evaluation
   from learned_opt.runs import Recipe, Run
@@ -48,7 +50,8 @@ def run_recipe(
   """Does what ``learned-opt train`` does, for a recipe: for scripts such as the experiments.
 
   Shows progress on stderr, and prints the table, the files and how to load the optimizer. Keeps
-  compiled programs in the user's cache folder.
+  compiled programs in the user's cache folder, and shares the work among all devices: a script
+  calls `devices.use_cores` first of all to make one of each core.
 
   Args:
     recipe: what to do.
@@ -84,7 +87,7 @@ def run_recipe(
   _check_extras()
   from learned_opt.cli import _commands, _session
 
-  with _session.errors_in_one_line():
+  with _session.errors_in_one_line(), devices.use(devices.mesh()):
     _session.use_compilation_cache()
     return _commands.run_recipe(recipe, pathlib.Path(out), resume=resume, plots=plots)
 
@@ -134,7 +137,7 @@ def evaluate_recipe(
   _check_extras()
   from learned_opt.cli import _commands, _session
 
-  with _session.errors_in_one_line():
+  with _session.errors_in_one_line(), devices.use(devices.mesh()):
     return _commands.evaluate_recipe(recipe, pathlib.Path(out), num_steps=num_steps, plots=plots)
 
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
       return _COMMANDS[command](options)
     if session.compilation_cache:
       _session.use_compilation_cache()
-    with _session.on_device(session.device):
+    with _session.on_device(session.device, session.num_devices):
       return _COMMANDS[command](options)
 
 

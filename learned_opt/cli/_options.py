@@ -88,6 +88,13 @@ class Session:
   device: Annotated[
     str | None, arg(help="where to compute: cpu, gpu or tpu, or one of several, such as gpu:1.")
   ] = None
+  num_devices: Annotated[
+    int | None,
+    arg(
+      help="how many GPUs, or cores of the CPU, share the work; by default all, at most 8 cores. "
+      "The results are the same to rounding."
+    ),
+  ] = None
   compilation_cache: Annotated[
     bool, arg(help="keep compiled programs in the user's cache folder, for the next time.")
   ] = True

@@ -6,8 +6,11 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+
+from learned_opt import devices
 
 # What a user can mend. Whatever else is raised is a mistake of ours, and shows its traceback.
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError)
@@ -46,15 +49,17 @@ def say(words: str) -> None:
 
 
 @contextlib.contextmanager
-def on_device(name: str | None) -> Iterator[None]:
-  """Runs the block on a device, which should not be preceded by other uses of JAX.
+def on_device(name: str | None, num_devices: int | None = None) -> Iterator[None]:
+  """Runs the block on a device or several, which should not be preceded by other uses of JAX.
 
   Args:
-    name: a platform such as ``gpu``, or one of its devices, such as ``cpu:0``; None leaves the
-      choice to JAX.
+    name: a platform such as ``gpu``, whose devices share the work, or one of its devices, such as
+      ``cpu:0``; None leaves the platform to JAX. Each core of a CPU is a device.
+    num_devices: among how many devices of the platform the work is shared; None means all.
 
   Raises:
-    ValueError: if there is no such device; those that are there are named.
+    ValueError: if there is no such device, those that are there are named; if there are not so
+      many; or if a number of devices is given together with one of them.
 
   Example:
     >>> import jax.numpy as jnp
@@ -63,23 +68,33 @@ def on_device(name: str | None) -> Iterator[None]:
     ...   [device.platform for device in jnp.zeros(()).devices()]
     ['cpu']
   """
-  if name is None:
-    yield
-    return
-  platform, _, index = name.partition(":")
+  platform, _, index = (name or "").partition(":")
   if platform == "cpu":
     # JAX would otherwise start, and take the memory of, the accelerators that are there.
     jax.config.update("jax_platforms", "cpu")
+  if index:
+    if num_devices is not None:
+      raise ValueError(f"--num-devices {num_devices} needs a platform, got --device {name}")
+    with jax.default_device(_find_device(platform, index)):
+      yield
+    return
+  if num_devices is not None and num_devices < 1:
+    raise ValueError(f"--num-devices must be at least 1, got {num_devices}")
+  devices.use_cores(num_devices)
+  if platform and platform != jax.default_backend():
+    jax.config.update("jax_default_device", _find_device(platform, "0"))
+  with devices.use(devices.mesh(num_devices)):
+    yield
+
+
+def _find_device(platform: str, index: str) -> Any:
   try:
-    devices = jax.devices(platform)
-    device = devices[int(index or "0")]
+    return jax.devices(platform)[int(index)]
   except (RuntimeError, ValueError, IndexError) as error:
     there = ", ".join(f"{device.platform}:{device.id}" for device in jax.devices())
     raise ValueError(
-      f"--device {name}: there is no such device here; there are: {there}"
+      f"--device {platform}:{index}: there is no such device here; there are: {there}"
     ) from error
-  with jax.default_device(device):
-    yield
 
 
 def use_compilation_cache() -> None:

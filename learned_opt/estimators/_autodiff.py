@@ -1,9 +1,10 @@
-"""The reference path: autodiff through the scan, problem by problem."""
+"""Autodiff through the scan, problem by problem: the reference, and its first-order short cut."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from learned_opt import devices
 from learned_opt.base import InnerState, LearnedOptimizer, MetaLoss, Optimizee
 from learned_opt.estimators import _paths
 from learned_opt.unroll import init_inner_state, unroll
@@ -37,7 +38,12 @@ def drop_diverged(
 
 
 def autodiff_path(
-  unroll_length: int, meta_loss: MetaLoss, second_order: bool, remat: bool
+  unroll_length: int,
+  meta_loss: MetaLoss,
+  *,
+  second_order: bool = False,
+  single_gradient: bool = False,
+  remat: bool = False,
 ) -> _paths.Path:
   """Differentiates through `learned_opt.unroll.unroll`; any optimizee, any learned optimizer."""
 
@@ -53,7 +59,13 @@ def autodiff_path(
   ):
     tx = learned_optimizer.optimizer(meta_params)
     new_state, trajectory = unroll(
-      optimizee, tx, state, unroll_length, second_order=second_order, remat=remat
+      optimizee,
+      tx,
+      state,
+      unroll_length,
+      second_order=second_order,
+      single_gradient=single_gradient,
+      remat=remat,
     )
     steps = state.step + jnp.arange(1, unroll_length + 1)
     return meta_loss(trajectory.outer_losses, steps), (new_state, trajectory)
@@ -64,6 +76,7 @@ def autodiff_path(
         meta_params, optimizee, learned_optimizer, problem
       )
 
+    problems = devices.share(problems)
     (losses, (problems, trajectory)), grads = jax.vmap(one_problem)(problems)
     meta_grads, diverged = drop_diverged(losses, grads)
     return _paths.SegmentGradient(meta_grads, losses, diverged, trajectory, problems)

@@ -1,6 +1,6 @@
 """Meta-gradients by backpropagation through the unrolled optimization (paper, section 2)."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from learned_opt.estimators import _paths
 from learned_opt.estimators._autodiff import autodiff_path
 from learned_opt.estimators._replay import replay_path
 from learned_opt.meta_losses import check_meta_loss, weighted_sum
+
+PathName: TypeAlias = Literal["auto", "autodiff", "single_gradient", "replay"]
 
 
 class TruncatedState(NamedTuple):
@@ -34,7 +36,7 @@ def truncated_backprop(
   *,
   second_order: bool = False,
   remat: bool = False,
-  path: Literal["auto", "autodiff", "replay"] = "auto",
+  path: PathName = "auto",
 ) -> MetaGradientEstimator:
   """Backpropagation through one truncation of `unroll_length` steps at a time.
 
@@ -54,10 +56,12 @@ def truncated_backprop(
     meta_loss: one of `learned_opt.meta_losses`, or any function of that signature.
     second_order: whether to differentiate through the optimizee's gradients.
     remat: whether to recompute each inner step in the backward pass, to save memory.
-    path: how the gradient is computed. ``"autodiff"`` differentiates through the scan, the
-      reference; ``"replay"`` is faster, equal to rounding, and possible for first-order gradients
-      of purely coordinatewise optimizers, with `remat` implied; ``"auto"`` chooses it where it is
-      possible.
+    path: how the gradient is computed, with equal results to rounding. ``"autodiff"``
+      differentiates through the scan, the reference; ``"single_gradient"`` does so without walking
+      through the optimizee a second time, and is possible for first-order gradients;
+      ``"replay"`` differentiates the optimizer alone, in blocks of coordinates, and is possible
+      for first-order gradients of purely coordinatewise optimizers, with `remat` implied;
+      ``"auto"`` takes the last of these that is possible.
 
   Returns:
     The estimator.
@@ -87,25 +91,25 @@ def truncated_backprop(
       f"horizon must be a multiple of unroll_length, got horizon={horizon} and "
       f"unroll_length={unroll_length}; horizon={near} would work"
     )
-  if path not in ("auto", "autodiff", "replay"):
-    raise ValueError(f"path must be 'auto', 'autodiff' or 'replay', got {path!r}")
-  if path == "replay" and second_order:
-    raise ValueError("path='replay' is first order: use path='autodiff' with second_order=True")
+  if path not in get_args(PathName):
+    names = ", ".join(repr(name) for name in get_args(PathName))
+    raise ValueError(f"path must be one of {names}, got {path!r}")
+  if second_order and path in ("single_gradient", "replay"):
+    raise ValueError(f"path={path!r} is first order: use path='autodiff' with second_order=True")
   check_meta_loss(meta_loss, horizon)
 
   def path_for(learned_optimizer: LearnedOptimizer) -> _paths.Path:
-    if chooses_replay(learned_optimizer):
-      return replay_path(unroll_length, meta_loss)
-    return autodiff_path(unroll_length, meta_loss, second_order, remat)
-
-  def chooses_replay(learned_optimizer: LearnedOptimizer) -> bool:
-    possible = learned_optimizer.coordinatewise is not None
-    if path == "replay" and not possible:
+    replays = learned_optimizer.coordinatewise is not None
+    if path == "replay" and not replays:
       raise ValueError(
         f"path='replay' needs a purely coordinatewise optimizer; {learned_optimizer.name} declares "
-        "no CoordinatewiseRule. path='autodiff' works for all"
+        "no CoordinatewiseRule. path='single_gradient' works for all"
       )
-    return path == "replay" or (path == "auto" and possible and not second_order)
+    if second_order or path == "autodiff":
+      return autodiff_path(unroll_length, meta_loss, second_order=second_order, remat=remat)
+    if path == "single_gradient" or not replays:
+      return autodiff_path(unroll_length, meta_loss, single_gradient=True, remat=remat)
+    return replay_path(unroll_length, meta_loss)
 
   def draw(optimizee, learned_optimizer, meta_params, key) -> InnerState:
     keys = jax.random.split(key, meta_batch_size)
@@ -141,7 +145,7 @@ def full_unroll(
   *,
   second_order: bool = False,
   remat: bool = False,
-  path: Literal["auto", "autodiff", "replay"] = "auto",
+  path: PathName = "auto",
 ) -> MetaGradientEstimator:
   """Backpropagation through the whole optimization of fresh problems, `horizon` steps at once.
 
@@ -154,10 +158,12 @@ def full_unroll(
     meta_loss: one of `learned_opt.meta_losses`, or any function of that signature.
     second_order: whether to differentiate through the optimizee's gradients.
     remat: whether to recompute each inner step in the backward pass, to save memory.
-    path: how the gradient is computed. ``"autodiff"`` differentiates through the scan, the
-      reference; ``"replay"`` is faster, equal to rounding, and possible for first-order gradients
-      of purely coordinatewise optimizers, with `remat` implied; ``"auto"`` chooses it where it is
-      possible.
+    path: how the gradient is computed, with equal results to rounding. ``"autodiff"``
+      differentiates through the scan, the reference; ``"single_gradient"`` does so without walking
+      through the optimizee a second time, and is possible for first-order gradients;
+      ``"replay"`` differentiates the optimizer alone, in blocks of coordinates, and is possible
+      for first-order gradients of purely coordinatewise optimizers, with `remat` implied;
+      ``"auto"`` takes the last of these that is possible.
 
   Returns:
     The estimator.
