@@ -28,13 +28,15 @@ ARROWS = {
   "meta_losses": {"base"},
   "kernels": {"base"},
   "_coordinates": {"base"},
+  "devices": set(),
+  "_blocks": {"devices"},
   "_arrays": set(),
   "_statistics": set(),
-  "optimizers": {"base", "kernels", "_coordinates"},
+  "optimizers": {"base", "kernels", "_blocks", "_coordinates"},
   "optimizees": {"base"},
   "datasets": {"base"},
-  "estimators": {"base", "unroll", "meta_losses", "_coordinates"},
-  "meta_train": {"base", "unroll", "estimators"},
+  "estimators": {"base", "devices", "unroll", "meta_losses", "_coordinates"},
+  "meta_train": {"base", "devices", "unroll", "estimators"},
 }
 FAMILIES = ("optimizers", "optimizees", "estimators", "datasets")
 EXTRAS = (
@@ -199,7 +201,7 @@ def test_wheel_holds_the_library_and_nothing_else(repo_root, tmp_path):
   committed = {
     str(path.relative_to(repo_root))
     for path in (repo_root / "learned_opt").rglob("*")
-    if path.is_file() and "__pycache__" not in path.parts
+    if path.is_file() and "__pycache__" not in path.parts and path.name != "README.md"
   }
   assert {name for name in names if name.split("/")[0] == "learned_opt"} == committed
   assert "learned_opt/py.typed" in names

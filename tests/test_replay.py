@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from cases import bowl, images, meta_params_of, tiny_lstm
 
@@ -21,8 +22,10 @@ META_LOSSES = {
 }
 
 
-def estimates(path, optimizee, meta_loss, num_estimates=3, meta_params=None, **options):
-  architecture = tiny_lstm(num_layers=2)
+def estimates(
+  path, optimizee, meta_loss, num_estimates=3, meta_params=None, wrap=lambda a: a, **options
+):
+  architecture = wrap(tiny_lstm(num_layers=2))
   if meta_params is None:
     meta_params = meta_params_of(architecture, dtype=np.float64)
   estimator = estimators.truncated_backprop(
@@ -72,13 +75,77 @@ def test_equals_autodiff_on_a_tree_of_tensors_with_minibatches():
     chex.assert_trees_all_close(plain_info, fast_info, rtol=1e-4)
 
 
-@pytest.mark.parametrize("block", [1, 4, 9, 100])
-def test_block_size_does_not_matter(block, monkeypatch, x64):
-  whole = estimates("replay", bowl(), meta_losses.mean, num_estimates=1, meta_batch_size=3)
+# Small blocks, whose last one is filled up; states kept, computed again, and in segments whose last
+# one is filled up.
+@pytest.mark.parametrize(
+  ("block", "unblocked", "history_bytes", "segment"),
+  [(4, 2**13, 2**28, 32), (4, 0, 0, 32), (9, 0, 0, 2), (100, 2**13, 0, 2), (1, 0, 2**28, 2)],
+)
+def test_layout_does_not_matter(block, unblocked, history_bytes, segment, monkeypatch, x64):
+  whole = estimates("replay", bowl(), meta_losses.mean, num_estimates=2, meta_batch_size=3)
   monkeypatch.setattr(_replay, "_block_size", lambda bytes_per_coordinate: block)
   monkeypatch.setattr(_replay, "_LANES", 1)
-  blocks = estimates("replay", bowl(), meta_losses.mean, num_estimates=1, meta_batch_size=3)
+  monkeypatch.setattr(_replay, "_UNBLOCKED", unblocked)
+  monkeypatch.setattr(_replay, "_HISTORY_BYTES", history_bytes)
+  monkeypatch.setattr(_replay, "_SEGMENT", segment)
+  blocks = estimates("replay", bowl(), meta_losses.mean, num_estimates=2, meta_batch_size=3)
   chex.assert_trees_all_close(whole, blocks, rtol=1e-12, atol=1e-12)
+
+
+def reads_params_and_mixes_coordinates(architecture):
+  """The same network between transformations that are not coordinatewise."""
+
+  def optimizer(meta_params):
+    return optax.with_extra_args_support(
+      optax.chain(
+        optax.normalize_by_update_norm(),
+        architecture.optimizer(meta_params),
+        optax.add_decayed_weights(-0.1),
+      )
+    )
+
+  return architecture._replace(optimizer=optimizer, coordinatewise=None)
+
+
+@pytest.mark.parametrize("outer", [False, True], ids=["inner_loss", "outer_loss"])
+@pytest.mark.parametrize("remat", [False, True], ids=["kept", "remat"])
+def test_a_single_gradient_equals_autodiff_for_any_optimizer(outer, remat, x64):
+  optimizee = with_outer_loss(bowl()) if outer else bowl()
+  options = {"meta_batch_size": 2, "wrap": reads_params_and_mixes_coordinates, "remat": remat}
+  plain = estimates("autodiff", optimizee, meta_losses.mean_log, **options)
+  for path in ("single_gradient", "auto"):
+    fast = estimates(path, optimizee, meta_losses.mean_log, **options)
+    chex.assert_trees_all_close(plain, fast, rtol=1e-10, atol=1e-10)
+  assert min(float(info.meta_grad_norm) for _, info in plain) > 1e-3
+
+
+def test_a_single_gradient_never_differentiates_the_optimizee_twice():
+  """A loss whose derivative is not differentiable in reverse mode."""
+
+  @jax.custom_vjp
+  def square(x):
+    return jnp.sum(x**2)
+
+  def forward(x):
+    return square(x), x
+
+  def backward(x, cotangent):
+    calls.append(1)
+    return (2.0 * cotangent * x,)
+
+  calls = []
+  square.defvjp(forward, backward)
+  optimizee = learned_opt.Optimizee.from_functions(
+    lambda key: jax.random.normal(key, (3,)), lambda x, key: square(x)
+  )
+  counts = {}
+  for path in ("autodiff", "single_gradient"):
+    calls.clear()
+    meta_params = meta_params_of(tiny_lstm(num_layers=2))
+    estimates(path, optimizee, meta_losses.mean, num_estimates=1, meta_params=meta_params)
+    counts[path] = len(calls)
+  # In the inner step and after the last one; autodiff walks back through both once more.
+  assert counts == {"autodiff": 3, "single_gradient": 2}
 
 
 def test_diverged_problems_are_dropped_as_in_autodiff(x64):
@@ -109,8 +176,9 @@ def test_auto_takes_replay_for_first_order_and_autodiff_for_second(monkeypatch, 
 
 
 def test_replay_refuses_what_it_cannot_do():
-  with pytest.raises(ValueError, match="first order"):
-    estimators.truncated_backprop(path="replay", second_order=True)
+  for path in ("replay", "single_gradient"):
+    with pytest.raises(ValueError, match=f"path='{path}' is first order"):
+      estimators.truncated_backprop(path=path, second_order=True)
   with pytest.raises(ValueError, match="path must be"):
     estimators.truncated_backprop(path="fast")
   estimator = estimators.truncated_backprop(path="replay")

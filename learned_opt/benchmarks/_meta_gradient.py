@@ -126,7 +126,8 @@ def _specification(
 ) -> dict[str, Any]:
   return {
     "task": "meta-gradient",
-    "cores": path != REFERENCE,
+    # A single problem is shared among devices by its coordinates, which only replay does.
+    "cores": path != REFERENCE and (path == "replay" or case.meta_batch_size > 1),
     "device": device,
     "case": list(case),
     "path": path,

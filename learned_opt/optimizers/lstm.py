@@ -16,10 +16,13 @@ import numpy as np
 import optax
 from flax.core import FrozenDict
 
-from learned_opt import _coordinates
+from learned_opt import _blocks, _coordinates
 from learned_opt.base import CoordinatewiseRule, LearnedOptimizer
 from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
 from learned_opt.optimizers._preprocessing import LogAndSign, Preprocessing
+
+# Coordinates that an update takes at once: what it makes on the way stays in the cache.
+_UPDATE_BLOCK = 1024
 
 
 class CellState(NamedTuple):
@@ -168,6 +171,17 @@ def _lstm(
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     return module.init(key, jnp.zeros(()), zero_state((), np.dtype(np.float32)))["params"]
 
+  def plain_update(meta_params, grads, state: LSTMState):
+    return jax.vmap(functools.partial(module.apply, {"params": meta_params}))(grads, state)
+
+  def update_columns(meta_params, grads, state: LSTMState):
+    """The rule for a block of coordinates, with the state by rows as optax keeps it."""
+    cells = tuple(Cell(layer.c.T, layer.h.T) for layer in state.layers)
+    updates, cells = rule_update(meta_params, grads, cells)
+    return updates, LSTMState(tuple(CellState(cell.c.T, cell.h.T) for cell in cells))
+
+  update_rows = _blocks.in_blocks(update_columns, plain_update, _UPDATE_BLOCK)
+
   def optimizer(meta_params):
     dtype = jax.tree.leaves(meta_params)[0].dtype
 
@@ -177,8 +191,7 @@ def _lstm(
     def update_fn(updates, state, params=None, **extra_args):
       del extra_args
       grads = _coordinates.flatten(updates, params, dtype, state.layers[0].h.shape[0])
-      step = jax.vmap(functools.partial(module.apply, {"params": meta_params}))
-      flat_updates, state = step(grads, state)
+      flat_updates, state = update_rows(meta_params, grads, state)
       return _coordinates.unflatten(flat_updates, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

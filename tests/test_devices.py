@@ -1,0 +1,167 @@
+"""Work shared among several devices: the same results, and a set-up that respects the user's."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import meta_params_of, tiny_lstm
+
+from learned_opt import _blocks, devices
+
+# Run in a process of its own, as JAX's devices are those with which it started. Odd numbers of
+# coordinates, with one problem and with one for each device; the validation; learning curves.
+SCRIPT = """
+import json, sys
+from learned_opt import devices
+number = int(sys.argv[1])
+set_up = devices.use_cores(number)
+import jax, numpy as np, optax
+from learned_opt import Optimizee, estimators, evaluate, meta_train, optimizers
+import jax.numpy as jnp
+
+def init(key):
+  return {"a": jax.random.normal(key, (5,)), "b": jnp.ones((3, 2))}
+
+def loss(params, key):
+  noise = jax.random.normal(key, (5,))
+  return jnp.sum((params["a"] - 0.1 * noise) ** 2) + jnp.sum(jnp.cosh(params["b"]))
+
+bowl = Optimizee.from_functions(init, loss)
+architecture = optimizers.lstm(num_layers=2, hidden_size=3)
+results = {}
+with devices.use(devices.mesh()):
+  for path, problems in (("replay", 1), ("single_gradient", 2)):
+    estimator = estimators.truncated_backprop(3, 6, problems, path=path)
+    result = meta_train.run(
+      bowl, architecture, estimator, num_outer_steps=3, validate_every=3,
+      num_validation_problems=2, key=jax.random.key(0),
+    )
+    results[f"{path} {problems}"] = np.concatenate(
+      [np.ravel(leaf) for leaf in jax.tree.leaves(result.meta_params)]
+      + [result.history.meta_loss, result.history.validation_loss]
+    ).tolist()
+  curves = evaluate.learning_curves(
+    bowl, architecture.optimizer, result.meta_params, jax.random.split(jax.random.key(1), 4), 5
+  )
+  results["curves"] = curves.losses.ravel().tolist()
+  results["updates"] = np.asarray(
+    jax.jit(lambda g: architecture.optimizer(result.meta_params).update(
+      g, architecture.optimizer(result.meta_params).init(g))[0])(jnp.linspace(-1, 1, 4096))
+  ).tolist()
+print(json.dumps({"set_up": set_up, "devices": jax.device_count(), "results": results}))
+"""
+
+
+def run(code, *arguments, **environment):
+  names = ("JAX_NUM_CPU_DEVICES",)
+  inherited = {name: value for name, value in os.environ.items() if name not in names}
+  done = subprocess.run(
+    [sys.executable, "-c", code, *arguments],
+    env=inherited | environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def test_results_do_not_depend_on_the_number_of_devices():
+  one, two = run(SCRIPT, "1"), run(SCRIPT, "2")
+  assert (one["set_up"], one["devices"]) == (False, 1)
+  assert (two["set_up"], two["devices"]) == (True, 2)
+  for name, values in one["results"].items():
+    np.testing.assert_allclose(values, two["results"][name], rtol=2e-4, atol=2e-6, err_msg=name)
+
+
+COUNT = """
+import json
+from learned_opt import devices
+set_up = devices.use_cores(3)
+import jax
+print(json.dumps([set_up, jax.device_count()]))
+"""
+
+
+def test_the_users_devices_stay():
+  flag = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+  assert run(COUNT, XLA_FLAGS=flag) == [False, 2]
+  assert run(COUNT, JAX_NUM_CPU_DEVICES="2") == [False, 2]
+  assert run(COUNT) == [True, 3]
+
+
+def test_after_jax_has_started_nothing_changes():
+  before = os.environ["XLA_FLAGS"]
+  jax.devices()
+  assert not devices.use_cores(2)
+  assert os.environ["XLA_FLAGS"] == before
+  assert devices.mesh() is None
+
+
+def test_numbers_are_checked():
+  with pytest.raises(ValueError, match="num_cores must be at least 1, got 0"):
+    devices.use_cores(0)
+  with pytest.raises(ValueError, match="num_devices must be between 1 and 1, got 2"):
+    devices.mesh(2)
+
+
+# --- Rows in blocks.
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 4, 11, 12])
+def test_blocks_of_rows_equal_the_whole(num_rows, x64):
+  architecture = tiny_lstm(num_layers=2)
+  meta_params = meta_params_of(architecture, dtype=np.float64)
+  grads = jax.random.normal(jax.random.key(0), (num_rows,))
+  tx = architecture.optimizer(meta_params)
+  state = tx.init(grads)
+
+  def two(update):
+    updates, after = update(meta_params, grads, state)
+    return update(meta_params, grads + updates, after)
+
+  def whole(meta_params, grads, state):
+    return architecture.optimizer(meta_params).update(grads, state)
+
+  blocks = _blocks.in_blocks(whole, whole, block_size=4)
+  for expected, found in zip(
+    jax.tree.leaves(two(whole)),
+    jax.tree.leaves(jax.jit(two, static_argnums=0)(blocks)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def scale(weights, inputs, state):
+  return weights * inputs, state + inputs
+
+
+def test_vmapped_blocks_lie_side_by_side_and_derivatives_are_the_plain_ones():
+  blocks = _blocks.in_blocks(scale, lambda *args: scale(*args), block_size=2)
+  inputs, state = jnp.arange(15.0).reshape(5, 3), jnp.ones((5, 3))
+  weights = jnp.arange(5.0)
+  for axes, w in (((None, 0, 0), 2.0), ((0, 0, 0), weights)):
+    found = jax.vmap(blocks, in_axes=axes)(w, inputs, state)
+    expected = jax.vmap(scale, in_axes=axes)(w, inputs, state)
+    for one, other in zip(found, expected, strict=True):
+      np.testing.assert_array_equal(one, other)
+  total = jax.grad(lambda w: jnp.sum(blocks(w, inputs[0], state[0])[0]))(2.0)
+  assert float(total) == float(jnp.sum(inputs[0]))
+  _, tangent = jax.jvp(lambda w: blocks(w, inputs[0], state[0])[0], (2.0,), (1.0,))
+  np.testing.assert_array_equal(tangent, inputs[0])
+
+
+def test_an_update_of_many_parameters_makes_nothing_large_on_the_way():
+  architecture = tiny_lstm()
+  meta_params = meta_params_of(architecture)
+  grads = jax.ShapeDtypeStruct((100_000,), np.float32)
+  state = jax.eval_shape(lambda g: architecture.optimizer(meta_params).init(g), grads)
+  update = jax.jit(lambda phi, g, s: architecture.optimizer(phi).update(g, s), donate_argnums=2)
+  plan = update.lower(meta_params, grads, state).compile().memory_analysis()
+  state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  assert plan.temp_size_in_bytes <= 0.25 * state_bytes
