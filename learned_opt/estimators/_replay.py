@@ -364,7 +364,7 @@ def _replay_block(
 
   def start(state):
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    return zeros(state), jnp.zeros_like(grads[0]), zeros(meta_params)
+    return zeros(state), jnp.zeros(grads.shape[-1:], grads.dtype), zeros(meta_params)
 
   if kept:
     before = jax.tree.map(lambda leaf: leaf[0], states)

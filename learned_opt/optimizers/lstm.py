@@ -22,7 +22,7 @@ from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
 from learned_opt.optimizers._preprocessing import LogAndSign, Preprocessing
 
 # Coordinates that an update takes at once: what it makes on the way stays in the cache.
-_UPDATE_BLOCK = 1024
+_UPDATE_BLOCK = 2048
 
 
 class CellState(NamedTuple):
