@@ -4,7 +4,7 @@
 
 meta-trains the coordinatewise LSTM on an MLP of one hidden layer of 20 sigmoid units on MNIST, with
 minibatches of 128, and compares it with tuned baselines on fresh problems over the test split, for
-the 200 steps it was trained on and for the paper's 100.
+the 100 steps it was trained on and for twice as many.
 
 Expected: a mean loss of at most 0.29 at step 100, a sum over 100 steps of at most 50 (the paper's
 LSTM has 0.245 and 43.7), and below every tuned baseline at steps 20, 40, 100 and 200.
@@ -31,7 +31,7 @@ class Size(NamedTuple):
 
 SIZES = {
   "smoke": Size("digits", 4, 2, 2, 2, 2),
-  "full": Size("mnist", 6000, 1000, 8, 100, 16),
+  "full": Size("mnist", 3000, 250, 16, 100, 16),
 }
 
 
@@ -39,9 +39,8 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
   """The experiment at one of its sizes.
 
   All that the paper states is the paper's: preprocessing with p = 10, output scale 0.1, one
-  problem an outer step, unrolls of 20 steps. theta_0 has the released code's scale of 0.01. The
-  horizon of 200 steps instead of 100, the outer learning rate, its schedule, and the clip of the
-  meta-gradient are ours.
+  problem an outer step, 100 steps in unrolls of 20. theta_0 has the released code's scale of 0.01.
+  The outer learning rate and its schedule are ours.
   """
   chosen = SIZES[size]
   dataset = datasets.load(chosen.dataset)
@@ -52,7 +51,7 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
     test_optimizee=optimizees.mlp_classifier(dataset, split="test"),
     optimizee_name=f"{chosen.dataset}, 20 sigmoid units",
     learned_optimizer=optimizers.lstm(),
-    estimator=estimators.truncated_backprop(unroll_length=20, horizon=200),
+    estimator=estimators.truncated_backprop(unroll_length=20, horizon=100),
     outer_learning_rate=3e-3,
     schedule="cosine",
     num_outer_steps=chosen.num_outer_steps,
@@ -64,7 +63,7 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
     description={
       "command": f"python experiments/mnist.py --size {size} --seed {seed}",
       "optimizee": f"{chosen.dataset}, MLP with 20 sigmoid units, minibatches of 128",
-      "estimator": "truncated_backprop, 20 of 200 steps, one problem",
+      "estimator": "truncated_backprop, 20 of 100 steps, one problem",
     },
   )
 
@@ -87,7 +86,7 @@ def main(
   folder = out or pathlib.Path("runs") / f"mnist-{size}-{seed}"
   chosen = recipe(size, seed)
   cli.run_recipe(chosen, folder, resume=resume)
-  cli.evaluate_recipe(chosen, folder, num_steps=100)
+  cli.evaluate_recipe(chosen, folder, num_steps=200)
 
 
 if __name__ == "__main__":
