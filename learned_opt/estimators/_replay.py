@@ -15,8 +15,10 @@ the devices of the surrounding mesh.
 **Memory** for n coordinates of all problems together, U inner steps and an optimizer state of s
 bytes a coordinate: 4 U n bytes of gradients (twice that with an outer loss), s n bytes each for
 the state before and after the unroll, and a working set of `_layout` that depends on none of
-these. Where U is long, the replay of a block keeps the state of every `_SEGMENT`-th step only and
-runs the steps between once more.
+these. If the states of all steps, U s n bytes, are at most `_HISTORY_BYTES`, the first pass keeps
+them as well, and the replay need not compute them again. Else the replay does, of one block at a
+time; where U is long, it keeps the state of the first step of each segment of about `_SEGMENT`
+steps only, and runs the steps between once more.
 
 Equal to `learned_opt.estimators._autodiff`, to rounding, for float32 params.
 """
