@@ -1,6 +1,7 @@
 """The replay path against autodiff through the scan, its reference."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -184,4 +185,73 @@ def test_replay_refuses_what_it_cannot_do():
   estimator = estimators.truncated_backprop(path="replay")
   no_rule = tiny_lstm()._replace(coordinatewise=None)
   with pytest.raises(ValueError, match="coordinatewise"):
+    estimator.init(bowl(), no_rule, meta_params_of(no_rule), jax.random.key(0))
+
+
+def sampled_estimates(num_samples, coordinates):
+  """Estimates of the second truncation of the same two problems, and that from all coordinates."""
+  optimizee = with_outer_loss_of_trees(
+    optimizees.mlp_classifier(images(), (3,), batch_size=4, initial_scale=0.5)
+  )
+  architecture = tiny_lstm(num_layers=2)
+  meta_params = meta_params_of(architecture, dtype=np.float64)
+
+  def second(coordinates, keys):
+    estimator = estimators.truncated_backprop(
+      3, 6, 2, meta_losses.mean_log, replayed_coordinates=coordinates
+    )
+    estimate = functools.partial(estimator.estimate, optimizee, architecture, meta_params)
+
+    @jax.jit
+    def run(keys):
+      state = estimator.init(optimizee, architecture, meta_params, jax.random.key(1))
+      _, state, _ = estimate(state, jax.random.key(2))
+      return jax.vmap(lambda key: estimate(state, key)[0])(keys)
+
+    return run(keys)
+
+  keys = jax.random.split(jax.random.key(3), num_samples)
+  return second(coordinates, keys), jax.tree.map(lambda leaf: leaf[0], second(None, keys[:1]))
+
+
+def with_outer_loss_of_trees(optimizee):
+  def outer_loss(params, constants, data, key):
+    return 2.0 * optimizee.loss(params, constants, data, key)
+
+  return dataclasses.replace(optimizee, outer_loss=outer_loss)
+
+
+def test_a_sample_of_coordinates_is_unbiased(x64):
+  samples, everything = sampled_estimates(4000, coordinates=5)
+  for drawn, exact in zip(jax.tree.leaves(samples), jax.tree.leaves(everything), strict=True):
+    standard_error = drawn.std(axis=0) / np.sqrt(len(drawn))
+    assert float(jnp.min(standard_error)) > 0.0
+    # Of some 200 elements none is expected beyond 4.5.
+    np.testing.assert_array_less(abs(drawn.mean(axis=0) - exact), 4.5 * standard_error)
+
+
+def test_a_sample_of_all_coordinates_is_exact(x64):
+  samples, everything = sampled_estimates(2, coordinates=90)
+  chex.assert_trees_all_close(
+    jax.tree.map(lambda leaf: leaf[0], samples), everything, rtol=1e-5, atol=1e-9
+  )
+
+
+def test_a_sample_of_nearly_all_coordinates_is_close(x64):
+  """The largest tensor lacks one of its 90 coordinates; the others are whole."""
+  samples, everything = sampled_estimates(1, coordinates=89)
+  for drawn, exact in zip(jax.tree.leaves(samples), jax.tree.leaves(everything), strict=True):
+    difference = float(jnp.linalg.norm(drawn[0] - exact))
+    assert 0.0 < difference < 0.2 * float(jnp.linalg.norm(exact))
+
+
+def test_a_sample_needs_the_replay():
+  for options in ({"path": "autodiff"}, {"path": "single_gradient"}, {"second_order": True}):
+    with pytest.raises(ValueError, match="replayed_coordinates needs the replay"):
+      estimators.truncated_backprop(replayed_coordinates=8, **options)
+  with pytest.raises(ValueError, match="replayed_coordinates must be at least 1, got 0"):
+    estimators.full_unroll(replayed_coordinates=0)
+  estimator = estimators.truncated_backprop(replayed_coordinates=8)
+  no_rule = tiny_lstm()._replace(coordinatewise=None)
+  with pytest.raises(ValueError, match="replayed_coordinates needs a purely coordinatewise"):
     estimator.init(bowl(), no_rule, meta_params_of(no_rule), jax.random.key(0))

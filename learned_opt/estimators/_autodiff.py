@@ -70,7 +70,9 @@ def autodiff_path(
     steps = state.step + jnp.arange(1, unroll_length + 1)
     return meta_loss(trajectory.outer_losses, steps), (new_state, trajectory)
 
-  def gradient(optimizee, learned_optimizer, meta_params, problems) -> _paths.SegmentGradient:
+  def gradient(optimizee, learned_optimizer, meta_params, problems, key) -> _paths.SegmentGradient:
+    del key
+
     def one_problem(problem: InnerState):
       return jax.value_and_grad(problem_loss, has_aux=True)(
         meta_params, optimizee, learned_optimizer, problem

@@ -34,7 +34,8 @@ class Path(NamedTuple):
   Attributes:
     draw: ``(optimizee, learned_optimizer, meta_params, keys) -> problems``.
     choose: ``(condition [problems], problems, problems) -> problems``, as `jnp.where`.
-    gradient: ``(optimizee, learned_optimizer, meta_params, problems) -> SegmentGradient``.
+    gradient: ``(optimizee, learned_optimizer, meta_params, problems, key) -> SegmentGradient``;
+      the key is for what the estimate itself draws.
   """
 
   draw: Callable[..., InnerState]

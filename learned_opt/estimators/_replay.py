@@ -20,6 +20,9 @@ them as well, and the replay need not compute them again. Else the replay does, 
 time; where U is long, it keeps the state of the first step of each segment of about `_SEGMENT`
 steps only, and runs the steps between once more.
 
+**Sampled.** The gradient is a sum over coordinates: a few of each tensor, drawn at random, give an
+unbiased estimate of it, and only these are replayed.
+
 Equal to `learned_opt.estimators._autodiff`, to rounding, for float32 params.
 """
 
@@ -30,6 +33,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from learned_opt import _coordinates, devices
@@ -114,11 +118,39 @@ class _Layout(NamedTuple):
     return jax.lax.dynamic_update_slice_in_dim(leaf, block, index * self.block_size, -1)
 
 
-def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
+class _Replayed(NamedTuple):
+  """Which coordinates are replayed, and how they are laid out.
+
+  Attributes:
+    layout: of those that are replayed.
+    indices: of these among all, int32 ``[coordinates]``, as many of each problem, problem after
+      problem; None for all in their order.
+    counts: how many coordinates each stands for, ``[coordinates]``; None for one.
+  """
+
+  layout: _Layout
+  indices: jax.Array | None = None
+  counts: jax.Array | None = None
+
+  def take(self, leaf: jax.Array) -> jax.Array:
+    """``[..., n] -> [shards, ..., coordinates of a shard]``."""
+    if self.indices is not None:
+      leaf = jnp.take(devices.replicate(leaf), self.indices, axis=-1)
+    return self.layout.split(leaf)
+
+
+def replay_path(
+  unroll_length: int, meta_loss: MetaLoss, sample_size: int | None = None
+) -> _paths.Path:
   """For learned optimizers that declare a `CoordinatewiseRule`; first order only.
 
   The optimizer state of the batch of problems is that of one long vector of coordinates, problem
   after problem.
+
+  Args:
+    unroll_length: U.
+    meta_loss: of the losses of the unroll.
+    sample_size: coordinates of each tensor that are replayed; None for all.
   """
 
   def draw(optimizee, learned_optimizer, meta_params, keys) -> InnerState:
@@ -139,11 +171,19 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
     )
     return chosen._replace(opt_state=opt_state)
 
-  def gradient(optimizee, learned_optimizer, meta_params, problems) -> _paths.SegmentGradient:
+  def gradient(optimizee, learned_optimizer, meta_params, problems, key) -> _paths.SegmentGradient:
     rule = learned_optimizer.coordinatewise
-    layout = _layout(rule, meta_params, _coordinates.count(problems.params), unroll_length)
+    layout_of = functools.partial(_layout, rule, meta_params, unroll_length)
+    layout = layout_of(_coordinates.count(problems.params))
+    replayed = _Replayed(layout)
+    if sample_size is not None and _largest_tensor(problems.params) > sample_size:
+      indices, counts = _sample(key, problems.params, sample_size)
+      layout = layout._replace(keeps_states=False)
+      replayed = _Replayed(layout_of(indices.size)._replace(keeps_states=False), indices, counts)
     start = jax.tree.map(layout.split, problems.opt_state)
-    end, records, last = _run(optimizee, rule, meta_params, problems, start, layout, unroll_length)
+    end, records, last = _run(
+      optimizee, rule, meta_params, problems, start, layout, replayed, unroll_length
+    )
     losses = jnp.concatenate([records.losses, last.losses[None]])
     outer_losses = losses[1:] if records.outer_losses is None else records.outer_losses
 
@@ -152,9 +192,10 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
       outer_losses, steps
     )
     finite = _paths.all_finite((meta_losses, weights.T, losses.T, outer_losses.T, end.params))
-    finite &= _finite_problems(layout, (records, last), losses.shape[1])
+    finite &= _finite_problems(replayed.layout, (records, last), losses.shape[1])
+    before = jax.tree.map(replayed.take, problems.opt_state)
     total = _replay(
-      rule, layout, meta_params, start, records, last, jnp.where(finite, weights, 0.0), finite
+      rule, replayed, meta_params, before, records, last, jnp.where(finite, weights, 0.0), finite
     )
     # A sum that overflows although each problem is finite cannot be blamed on one of them.
     sum_is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(total)]).all()
@@ -168,7 +209,7 @@ def replay_path(unroll_length: int, meta_loss: MetaLoss) -> _paths.Path:
 
 
 def _layout(
-  rule: CoordinatewiseRule, meta_params: chex.ArrayTree, num_coordinates: int, num_steps: int
+  rule: CoordinatewiseRule, meta_params: chex.ArrayTree, num_steps: int, num_coordinates: int
 ) -> _Layout:
   """Blocks whose kept states fit in the cache, of equal sizes, in each shard."""
   num_shards = devices.num_shards()
@@ -198,6 +239,7 @@ def _run(
   problems: InnerState,
   opt_state: chex.ArrayTree,
   layout: _Layout,
+  replayed: _Replayed,
   num_steps: int,
 ) -> tuple[InnerState, _Record, _Record]:
   """Runs the batch; the last record is that of theta_U, where no update follows."""
@@ -217,27 +259,30 @@ def _run(
 
   def in_shards(function, vectors: InnerState) -> tuple[jax.Array, jax.Array]:
     losses, grads = jax.vmap(function)(devices.share(vectors))
-    return losses, layout.split(grads.reshape(-1))
+    return losses, grads.reshape(-1)
 
   def body(state: InnerState, _) -> tuple[InnerState, _Record]:
     vectors = state._replace(opt_state=())
     losses, grads = in_shards(inner, vectors)
-    updates, opt_state = _update_blocks(rule, layout, meta_params, grads, state.opt_state)
+    updates, opt_state = _update_blocks(
+      rule, layout, meta_params, layout.split(grads), state.opt_state
+    )
     updates = layout.join(updates).reshape(losses.shape[0], -1)
     updates = jax.vmap(_coordinates.unflatten)(updates, state.params, state.params)
     vectors = vectors._replace(
       params=optax.apply_updates(state.params, updates), step=state.step + 1
     )
-    record = _Record(losses, grads)
+    record = _Record(losses, replayed.take(grads))
     if optimizee.outer_loss is not None:
       outer_losses, outer_grads = in_shards(outer, vectors)
-      record = record._replace(outer_losses=outer_losses, outer_grads=outer_grads)
+      record = record._replace(outer_losses=outer_losses, outer_grads=replayed.take(outer_grads))
     if layout.keeps_states:
       record = record._replace(opt_state=state.opt_state)
     return vectors._replace(opt_state=opt_state), record
 
   end, records = jax.lax.scan(body, problems._replace(opt_state=opt_state), length=num_steps)
-  last = _Record(*in_shards(inner, end._replace(opt_state=())))
+  losses, grads = in_shards(inner, end._replace(opt_state=()))
+  last = _Record(losses, replayed.take(grads))
   return end._replace(opt_state=jax.tree.map(layout.join, end.opt_state)), records, last
 
 
@@ -272,7 +317,7 @@ def _update_blocks(
 
 def _replay(
   rule: CoordinatewiseRule,
-  layout: _Layout,
+  replayed: _Replayed,
   meta_params: chex.ArrayTree,
   state: chex.ArrayTree,
   records: _Record,
@@ -284,7 +329,7 @@ def _replay(
 
   Args:
     rule: the optimizer.
-    layout: of the coordinates.
+    replayed: the coordinates.
     meta_params: phi.
     state: the optimizer's state before the first step, ``[shards, ..., coordinates]`` leaves.
     records: of the steps.
@@ -292,7 +337,8 @@ def _replay(
     weights: w_s, ``[steps, problems]``, zero for problems that are to be left out.
     finite: ``[problems]``, those that are not.
   """
-  num_problems = weights.shape[1]
+  layout, num_problems = replayed.layout, weights.shape[1]
+  counts = None if replayed.counts is None else layout.split(replayed.counts)
   problem_of = layout.split(
     jnp.arange(layout.num_coordinates) // max(1, layout.num_coordinates // num_problems)
   )
@@ -312,10 +358,11 @@ def _replay(
       lambda leaf: jnp.where(_like(keep, leaf, kept), block(leaf), 0.0),
       records.opt_state if kept else state,
     )
+    directions = weights[:, problems] * outer_grads
+    if counts is not None:
+      directions *= block(counts)[None].astype(directions.dtype)
     replay = functools.partial(_replay_block, rule, meta_params, kept)
-    grad = jax.vmap(replay, in_axes=(1 if kept else 0, 1, 1))(
-      states, grads, weights[:, problems] * outer_grads
-    )
+    grad = jax.vmap(replay, in_axes=(1 if kept else 0, 1, 1))(states, grads, directions)
     return jax.tree.map(jnp.add, total, grad)
 
   total = jax.tree.map(
@@ -388,6 +435,45 @@ def _replay_block(
   )
   inputs = (before, grads, directions)
   return jax.lax.scan(segment_backward, start(states), inputs, reverse=True)[0][-1]
+
+
+def _largest_tensor(params: chex.ArrayTree) -> int:
+  """Coordinates of the largest leaf of one problem; leaves have a leading axis of problems."""
+  return max((leaf[0].size for leaf in jax.tree.leaves(params)), default=0)
+
+
+def _sample(
+  key: chex.PRNGKey, params: chex.ArrayTree, sample_size: int
+) -> tuple[jax.Array, jax.Array]:
+  """Draws coordinates of each tensor of each problem, without replacement.
+
+  Args:
+    key: decides which.
+    params: of the problems, leaves with a leading axis of problems.
+    sample_size: coordinates of a tensor; of smaller ones all are taken.
+
+  Returns:
+    `indices` and `counts` of `_Replayed`.
+  """
+  leaves = jax.tree.leaves(params)
+  num_problems = leaves[0].shape[0]
+  sizes = np.array([leaf[0].size for leaf in leaves])
+  starts = np.cumsum(sizes) - sizes
+  drawn = np.minimum(sizes, sample_size)
+
+  def of_problem(key: chex.PRNGKey) -> jax.Array:
+    keys = jax.random.split(key, len(sizes))
+    return jnp.concatenate(
+      [
+        start + (jax.random.permutation(key, size)[:number] if number < size else jnp.arange(size))
+        for key, size, start, number in zip(keys, sizes, starts, drawn, strict=True)
+      ]
+    )
+
+  indices = jax.vmap(of_problem)(jax.random.split(key, num_problems))
+  indices += sizes.sum() * jnp.arange(num_problems)[:, None]
+  counts = np.repeat(sizes / np.maximum(drawn, 1), drawn)
+  return indices.reshape(-1), jnp.tile(jnp.asarray(counts), num_problems)
 
 
 def _like(keep: jax.Array, leaf: jax.Array, kept: bool) -> jax.Array:

@@ -37,6 +37,7 @@ def truncated_backprop(
   second_order: bool = False,
   remat: bool = False,
   path: PathName = "auto",
+  replayed_coordinates: int | None = None,
 ) -> MetaGradientEstimator:
   """Backpropagation through one truncation of `unroll_length` steps at a time.
 
@@ -62,6 +63,10 @@ def truncated_backprop(
       ``"replay"`` differentiates the optimizer alone, in blocks of coordinates, and is possible
       for first-order gradients of purely coordinatewise optimizers, with `remat` implied;
       ``"auto"`` takes the last of these that is possible.
+    replayed_coordinates: how many coordinates of each tensor of a problem the replay goes back
+      through, drawn anew for each outer step; None for all. The estimate stays unbiased, as those
+      that are drawn count for all of their tensor, and its cost comes close to that of running the
+      problems. Needs the replay.
 
   Returns:
     The estimator.
@@ -96,20 +101,28 @@ def truncated_backprop(
     raise ValueError(f"path must be one of {names}, got {path!r}")
   if second_order and path in ("single_gradient", "replay"):
     raise ValueError(f"path={path!r} is first order: use path='autodiff' with second_order=True")
+  if replayed_coordinates is not None:
+    _check_positive(replayed_coordinates=replayed_coordinates)
+    if second_order or path in ("autodiff", "single_gradient"):
+      raise ValueError(
+        "replayed_coordinates needs the replay: use path='auto' or 'replay' and "
+        f"second_order=False, got path={path!r} and second_order={second_order}"
+      )
   check_meta_loss(meta_loss, horizon)
 
   def path_for(learned_optimizer: LearnedOptimizer) -> _paths.Path:
     replays = learned_optimizer.coordinatewise is not None
-    if path == "replay" and not replays:
+    if not replays and (path == "replay" or replayed_coordinates is not None):
+      asked = "path='replay'" if replayed_coordinates is None else "replayed_coordinates"
       raise ValueError(
-        f"path='replay' needs a purely coordinatewise optimizer; {learned_optimizer.name} declares "
+        f"{asked} needs a purely coordinatewise optimizer; {learned_optimizer.name} declares "
         "no CoordinatewiseRule. path='single_gradient' works for all"
       )
     if second_order or path == "autodiff":
       return autodiff_path(unroll_length, meta_loss, second_order=second_order, remat=remat)
     if path == "single_gradient" or not replays:
       return autodiff_path(unroll_length, meta_loss, single_gradient=True, remat=remat)
-    return replay_path(unroll_length, meta_loss)
+    return replay_path(unroll_length, meta_loss, replayed_coordinates)
 
   def draw(optimizee, learned_optimizer, meta_params, key) -> InnerState:
     keys = jax.random.split(key, meta_batch_size)
@@ -125,7 +138,9 @@ def truncated_backprop(
     # Without carried problems their optimizer state need not be kept beside the fresh one.
     carries = unroll_length < horizon
     problems = chosen.choose(state.restart, fresh, state.problems) if carries else fresh
-    segment = chosen.gradient(optimizee, learned_optimizer, meta_params, problems)
+    segment = chosen.gradient(
+      optimizee, learned_optimizer, meta_params, problems, jax.random.fold_in(key, 1)
+    )
     info = Info(
       meta_loss=_paths.mean_where(~segment.diverged, segment.meta_losses),
       losses=_paths.mean_where(~segment.diverged, segment.trajectory.losses),
@@ -146,6 +161,7 @@ def full_unroll(
   second_order: bool = False,
   remat: bool = False,
   path: PathName = "auto",
+  replayed_coordinates: int | None = None,
 ) -> MetaGradientEstimator:
   """Backpropagation through the whole optimization of fresh problems, `horizon` steps at once.
 
@@ -164,6 +180,10 @@ def full_unroll(
       ``"replay"`` differentiates the optimizer alone, in blocks of coordinates, and is possible
       for first-order gradients of purely coordinatewise optimizers, with `remat` implied;
       ``"auto"`` takes the last of these that is possible.
+    replayed_coordinates: how many coordinates of each tensor of a problem the replay goes back
+      through, drawn anew for each outer step; None for all. The estimate stays unbiased, as those
+      that are drawn count for all of their tensor, and its cost comes close to that of running the
+      problems. Needs the replay.
 
   Returns:
     The estimator.
@@ -185,6 +205,7 @@ def full_unroll(
     second_order=second_order,
     remat=remat,
     path=path,
+    replayed_coordinates=replayed_coordinates,
   )
 
 
