@@ -159,6 +159,18 @@ OPTIMIZERS = {
     lambda: optimizers.lstm(1, 3, optimizers.Scale(0.5), 0.1, 0.0),
     num_meta_params=(1 + 3 + 1) * 12 + 4,
   ),
+  "lstm_gac": OptimizerCase(optimizers.lstm_gac, num_meta_params=5141, coordinatewise=False),
+  "ntm_bfgs": OptimizerCase(
+    lambda: optimizers.ntm_bfgs(1, 4, num_global=2),
+    num_meta_params=(2 + 4 + 1) * 16 + 5 * (1 + 1 + 6),
+    coordinatewise=False,
+  ),
+  "ntm_lbfgs": OptimizerCase(
+    lambda: optimizers.ntm_lbfgs(1, 4, num_global=2, num_pairs=4),
+    num_meta_params=(2 + 4 + 1) * 16 + 5 * (1 + 1 + 6),
+    coordinatewise=False,
+  ),
+  "rnnprop": OptimizerCase(optimizers.rnnprop, num_meta_params=6641),
 }
 
 OPTIMIZEES = {

@@ -101,8 +101,7 @@ def stack_step(
 ) -> tuple[Cell, ...]:
   """Advances a stack of layers by one step.
 
-  Differentiable in reverse mode with respect to the weights and the cells; the inputs `x` are
-  taken to be constants (the first-order rule), their cotangent is zero.
+  Differentiable in reverse mode.
 
   Args:
     layers: the weights, layer by layer.
@@ -140,7 +139,7 @@ def _stack_step_bwd(residuals, cotangents):
     )
     backwards.append((grads, cell_grads))
   layer_grads, cell_grads = zip(*reversed(backwards), strict=True)
-  return layer_grads, jnp.zeros_like(x), cell_grads
+  return layer_grads, above, cell_grads
 
 
 def _layer_bwd(weights, cell, x, gates, tanh_c, cotangent):

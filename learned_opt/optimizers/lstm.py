@@ -6,68 +6,29 @@ its own state and the same weights.
 
 import functools
 import math
-from typing import NamedTuple
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.core import FrozenDict
 
-from learned_opt import _blocks, _coordinates
+from learned_opt import _blocks
 from learned_opt.base import CoordinatewiseRule, LearnedOptimizer
 from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
+from learned_opt.optimizers._cells import (
+  CellState,
+  LSTMCell,
+  LSTMState,
+  check_lstm_options,
+  zero_cells,
+)
+from learned_opt.optimizers._flat import flat_transformation
 from learned_opt.optimizers._preprocessing import LogAndSign, Preprocessing
 
 # Coordinates that an update takes at once: what it makes on the way stays in the cache.
 _UPDATE_BLOCK = 2048
-
-
-class CellState(NamedTuple):
-  """State of one LSTM layer.
-
-  Attributes:
-    c: the cells, ``[coordinates, hidden_size]``.
-    h: the outputs, ``[coordinates, hidden_size]``.
-  """
-
-  c: jax.Array
-  h: jax.Array
-
-
-class LSTMState(NamedTuple):
-  """Optimizer state: one `CellState` a layer, for all coordinates of the tree, leaf after leaf."""
-
-  layers: tuple[CellState, ...]
-
-
-class LSTMCell(nn.Module):
-  """One layer for one coordinate, as in Sonnet 1, which the released code of the paper uses.
-
-  With ``z = [x, h] W + b``, split into i, j, f, o:
-
-      c' = sigmoid(f + forget_bias) c + sigmoid(i) tanh(j),  h' = tanh(c') sigmoid(o).
-
-  Attributes:
-    hidden_size: H, the number of units.
-    forget_bias: added to f when the cell runs; it is not part of b.
-  """
-
-  hidden_size: int
-  forget_bias: float
-
-  @nn.compact
-  def __call__(self, x: jax.Array, state: CellState) -> CellState:
-    """Maps inputs ``[in]`` and the previous state of ``[H]`` arrays to the next state."""
-    inputs = jnp.concatenate([x, state.h])
-    # Sonnet draws the biases from the same distribution as the weights.
-    init = nn.initializers.truncated_normal(1.0 / math.sqrt(inputs.size))
-    gates = nn.Dense(4 * self.hidden_size, kernel_init=init, bias_init=init, name="gates")(inputs)
-    i, j, f, o = jnp.split(gates, 4)
-    c = nn.sigmoid(f + self.forget_bias) * state.c + nn.sigmoid(i) * jnp.tanh(j)
-    return CellState(c, jnp.tanh(c) * nn.sigmoid(o))
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -140,16 +101,7 @@ def lstm(
     >>> updates["w"].shape, state.layers[0].h.shape
     ((3, 2), (8, 20))
   """
-  for name, size in (("num_layers", num_layers), ("hidden_size", hidden_size)):
-    if size < 1:
-      raise ValueError(f"{name} must be at least 1, got {size}")
-  for name, factor in (("output_scale", output_scale), ("forget_bias", forget_bias)):
-    if not math.isfinite(factor):
-      raise ValueError(f"{name} must be finite, got {factor}")
-  if not isinstance(preprocessing, Preprocessing):
-    raise TypeError(
-      f"preprocessing must be LogAndSign(p), Scale(factor) or Identity(), got {preprocessing!r}"
-    )
+  check_lstm_options(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
   return _lstm(num_layers, hidden_size, preprocessing, float(output_scale), float(forget_bias))
 
 
@@ -165,8 +117,7 @@ def _lstm(
   module = CoordinatewiseLSTM(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
 
   def zero_state(shape: tuple[int, ...], dtype: np.dtype) -> LSTMState:
-    zeros = functools.partial(jnp.zeros, (*shape, hidden_size), dtype)
-    return LSTMState(tuple(CellState(zeros(), zeros()) for _ in range(num_layers)))
+    return LSTMState(zero_cells(num_layers, (*shape, hidden_size), dtype))
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     return module.init(key, jnp.zeros(()), zero_state((), np.dtype(np.float32)))["params"]
@@ -184,17 +135,12 @@ def _lstm(
 
   def optimizer(meta_params):
     dtype = jax.tree.leaves(meta_params)[0].dtype
-
-    def init_fn(params):
-      return zero_state((_coordinates.count(params),), dtype)
-
-    def update_fn(updates, state, params=None, **extra_args):
-      del extra_args
-      grads = _coordinates.flatten(updates, params, dtype, state.layers[0].h.shape[0])
-      flat_updates, state = update_rows(meta_params, grads, state)
-      return _coordinates.unflatten(flat_updates, updates, params), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return flat_transformation(
+      dtype,
+      init=lambda num_coordinates: zero_state((num_coordinates,), dtype),
+      update=functools.partial(update_rows, meta_params),
+      num_coordinates=lambda state: state.layers[0].h.shape[0],
+    )
 
   def rule_init(meta_params, num_coordinates):
     dtype = jax.tree.leaves(meta_params)[0].dtype
