@@ -41,12 +41,14 @@ class OptimizeeCase:
     num_coordinates: of one problem's params.
     stochastic: whether the loss depends on the step's key.
     has_metrics: whether it tells more to the evaluation than its loss.
+    always_the_same_start: whether some params start at the same place in every problem.
   """
 
   make: Callable[[], learned_opt.Optimizee]
   num_coordinates: int
   stochastic: bool
   has_metrics: bool = False
+  always_the_same_start: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +195,33 @@ OPTIMIZEES = {
     num_coordinates=31 * 3 + 4 * 2 + 3 * 4,
     stochastic=True,
     has_metrics=True,
+  ),
+  "mlp_classifier_labels": OptimizeeCase(
+    lambda: optimizees.mlp_classifier(images(), (3,), batch_size=8, num_labels=2, labels=(0, 2, 3)),
+    num_coordinates=31 * 3 + 4 * 2,
+    stochastic=True,
+    has_metrics=True,
+  ),
+  "conv_classifier": OptimizeeCase(
+    lambda: optimizees.conv_classifier(images(), (2, 3), hidden_size=5, batch_size=8),
+    # The images shrink from 6 x 5 to 3 x 3 and to 2 x 2.
+    num_coordinates=(25 + 1 + 1) * 2 + (25 * 2 + 1 + 1) * 3 + (12 + 1 + 1) * 5 + 6 * 4,
+    stochastic=True,
+    has_metrics=True,
+  ),
+  "random_scaling": OptimizeeCase(
+    lambda: optimizees.random_scaling(optimizees.quadratic(4), radius=2.0),
+    num_coordinates=4,
+    stochastic=False,
+  ),
+  "convex_helper": OptimizeeCase(
+    lambda: optimizees.convex_helper(
+      optimizees.mlp_classifier(images(), (3,), batch_size=8), dimension=5
+    ),
+    num_coordinates=31 * 3 + 4 * 4 + 5,
+    stochastic=True,
+    has_metrics=True,
+    always_the_same_start=True,
   ),
 }
 

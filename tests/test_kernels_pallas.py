@@ -34,10 +34,16 @@ def random_arguments(hidden_sizes, num_inputs, num_coordinates, dtype="float32")
 
 
 def value_and_vjp(step):
-  """The next state, and the cotangents of all arguments for a cotangent that differs everywhere."""
+  """The next state, and the cotangents of all arguments for a cotangent that differs everywhere.
+
+  The inputs are constants, as the kernel takes them to be.
+  """
 
   def run(layers, x, cells, cotangents):
-    new_cells, vjp = jax.vjp(step, layers, x, cells)
+    def of_constants(layers, x, cells):
+      return step(layers, jax.lax.stop_gradient(x), cells)
+
+    new_cells, vjp = jax.vjp(of_constants, layers, x, cells)
     return new_cells, vjp(cotangents)
 
   return jax.jit(run)

@@ -1,18 +1,15 @@
 """Multi-layer perceptrons that classify images: the paper's second experiment (section 3.2)."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from learned_opt.base import ImageDataset, Optimizee
-
-Split = Literal["train", "validation", "test"]
+from learned_opt.optimizees._classification import Split, check_initial_scale, classifier
 
 _ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu}
 
@@ -43,6 +40,8 @@ def mlp_classifier(
   batch_size: int = 128,
   split: Split = "train",
   outer_split: Split | None = None,
+  num_labels: int | None = None,
+  labels: Sequence[int] | None = None,
 ) -> Optimizee:
   """The cross-entropy of an MLP on minibatches of images.
 
@@ -61,6 +60,9 @@ def mlp_classifier(
     split: what the inner steps see.
     outer_split: what the meta-loss is made of, on minibatches of its own; None means the
       minibatches of the inner steps, as in the paper.
+    num_labels: each problem tells apart so many labels, drawn for it, and sees no others; None
+      means all.
+    labels: those that problems draw theirs from; None means all.
 
   Returns:
     The optimizee; its metrics are ``test_loss`` and ``test_accuracy`` on the whole test split.
@@ -80,87 +82,15 @@ def mlp_classifier(
     2.3
   """
   hidden_sizes = tuple(hidden_sizes)
-  for size in (*hidden_sizes, batch_size):
+  for size in hidden_sizes:
     if size < 1:
-      raise ValueError(f"hidden_sizes and batch_size must be at least 1, got {size}")
+      raise ValueError(f"hidden_sizes must be at least 1, got {size}")
   if activation not in _ACTIVATIONS:
     raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
-  if not (math.isfinite(initial_scale) and initial_scale >= 0):
-    raise ValueError(f"initial_scale must be finite and not negative, got {initial_scale}")
-  for argument, name in (("split", split), ("outer_split", outer_split or split)):
-    if name not in ImageDataset._fields:
-      raise ValueError(f"{argument} must be one of {ImageDataset._fields}, got {name!r}")
-  for name in ImageDataset._fields:
-    _check_split(name, *getattr(dataset, name))
-  image_shape = tuple(dataset.train[0].shape[1:])
-  functions = _mlp_functions(
-    image_shape,
-    dataset.num_classes,
-    hidden_sizes,
-    activation,
-    float(initial_scale),
-    batch_size,
-    split,
-    outer_split,
-  )
-  data = jax.tree.map(jnp.asarray, dataset)
-  return Optimizee(data=data, **functions)
+  check_initial_scale(initial_scale)
+  module_of = functools.partial(_mlp, hidden_sizes, activation, float(initial_scale))
+  return classifier(module_of, dataset, batch_size, split, outer_split, num_labels, labels)
 
 
-def _check_split(name: str, images: jax.Array, labels: jax.Array) -> None:
-  if images.ndim != 4 or images.dtype != jnp.uint8 or images.shape[0] == 0:
-    raise ValueError(
-      f"dataset.{name}: images must be uint8 [N, height, width, channels] with N > 0, "
-      f"got {images.dtype} {images.shape}"
-    )
-  if labels.shape != images.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(
-      f"dataset.{name}: labels must be integers [{images.shape[0]}], "
-      f"got {labels.dtype} {labels.shape}"
-    )
-
-
-# Cached so that equal arguments give the same functions, and hence no second compilation.
-@functools.cache
-def _mlp_functions(
-  image_shape: tuple[int, ...],
-  num_classes: int,
-  hidden_sizes: tuple[int, ...],
-  activation: str,
-  initial_scale: float,
-  batch_size: int,
-  split: Split,
-  outer_split: Split | None,
-):
-  module = MLP(hidden_sizes, num_classes, activation, initial_scale)
-
-  def init(key, data):
-    del data
-    return module.init(key, jnp.zeros((1, *image_shape), jnp.uint8))["params"], ()
-
-  def cross_entropy(params, images, labels):
-    logits = jnp.asarray(module.apply({"params": params}, images))
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels)), logits
-
-  def loss_on(split: Split):
-    def loss(params, constants, data, key):
-      del constants
-      images, labels = getattr(data, split)
-      index = jax.random.randint(key, (batch_size,), 0, images.shape[0])
-      return cross_entropy(params, images[index], labels[index])[0]
-
-    return loss
-
-  def metrics(params, constants, data):
-    del constants
-    images, labels = data.test
-    loss, logits = cross_entropy(params, images, labels)
-    accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-    return {"test_loss": loss, "test_accuracy": accuracy}
-
-  return {
-    "init": init,
-    "loss": loss_on(split),
-    "outer_loss": None if outer_split is None else loss_on(outer_split),
-    "metrics": metrics,
-  }
+def _mlp(hidden_sizes, activation, initial_scale, num_classes: int) -> MLP:
+  return MLP(hidden_sizes, num_classes, activation, initial_scale)

@@ -29,13 +29,13 @@ class RNNpropState(NamedTuple):
 
   Attributes:
     mean: running mean of the gradients, ``[coordinates]``, before the correction of its bias.
-    square: that of their squares.
+    root: the square root of that of their squares, which overflows no sooner than a gradient.
     weight: sum of the weights in both, ``[coordinates]``, which corrects the bias: 1 - beta^t.
     layers: one `CellState` an LSTM layer.
   """
 
   mean: jax.Array
-  square: jax.Array
+  root: jax.Array
   weight: jax.Array
   layers: tuple[CellState, ...]
 
@@ -116,12 +116,18 @@ def rnnprop(
 def _features(grad: jax.Array, state: RNNpropState, decay: float) -> tuple[jax.Array, RNNpropState]:
   """The two inputs, on a last axis, and the state with the running means after this step."""
   mean = decay * state.mean + (1.0 - decay) * grad
-  square = decay * state.square + (1.0 - decay) * grad**2
+  root = _hypotenuse(math.sqrt(decay) * state.root, math.sqrt(1.0 - decay) * grad)
   weight = decay * state.weight + (1.0 - decay)
-  # The root of zero has no derivative.
-  scale = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square / weight, 1.0)), 0.0)
-  inputs = jnp.stack([grad, mean / weight], axis=-1) / (scale + _EPSILON)[..., None]
-  return inputs, state._replace(mean=mean, square=square, weight=weight)
+  scale = root / jnp.sqrt(weight) + _EPSILON
+  inputs = jnp.stack([grad / scale, mean / weight / scale], axis=-1)
+  return inputs, state._replace(mean=mean, root=root, weight=weight)
+
+
+def _hypotenuse(a: jax.Array, b: jax.Array) -> jax.Array:
+  """sqrt(a^2 + b^2) without overflow, and with a derivative at zero."""
+  a, b = jnp.abs(a), jnp.abs(b)
+  largest = jnp.maximum(a, b)
+  return largest * jnp.sqrt(1.0 + (jnp.minimum(a, b) / jnp.where(largest > 0, largest, 1.0)) ** 2)
 
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.

@@ -1,0 +1,167 @@
+"""Optimizees made of other optimizees: the training tricks of Lv et al. (2017)."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from learned_opt.base import LossFn, Optimizee
+
+# Where the helper stops to rise.
+_CEILING = 10.0
+
+
+class Scaled(NamedTuple):
+  """The constants of a scaled problem: c, a tree like the params, and those of the problem."""
+
+  scales: Any
+  constants: Any
+
+
+class WithHelper(NamedTuple):
+  """The params, or the constants, of a problem beside those of the convex one."""
+
+  problem: Any
+  helper: Any
+
+
+def random_scaling(optimizee: Optimizee, radius: float = 3.0) -> Optimizee:
+  """f(c theta) in place of f(theta), with random factors c: params of many different scales.
+
+  Each coordinate of each problem has a factor of its own, exp(u) with u uniform on
+  [-radius, radius]. The problem starts where it would have started, from theta_0 / c. What is
+  trained on it cannot rely on the size of gradients.
+
+  Source: Lv, Jiang and Li (2017), with a radius of 3 for networks and 1 for the convex helper.
+
+  Args:
+    optimizee: whose problems are scaled; its outer loss and metrics see c theta, too.
+    radius: r; zero scales nothing.
+
+  Returns:
+    The optimizee.
+
+  Raises:
+    ValueError: if `radius` is negative or not finite.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from learned_opt import optimizees
+    >>> plain = optimizees.quadratic()
+    >>> scaled = optimizees.random_scaling(plain, radius=2.0)
+    >>> key = jax.random.key(0)
+    >>> params, constants = scaled.init(key, scaled.data)
+    >>> loss = scaled.loss(params, constants, scaled.data, key)
+    >>> theta = constants.scales * params
+    >>> bool(jnp.allclose(loss, plain.loss(theta, constants.constants, plain.data, key)))
+    True
+  """
+  if not (math.isfinite(radius) and radius >= 0):
+    raise ValueError(f"radius must be finite and not negative, got {radius}")
+  return dataclasses.replace(
+    optimizee,
+    init=_Bound(_scaled_init, optimizee.init, float(radius)),
+    loss=_Bound(_scaled, optimizee.loss),
+    outer_loss=optimizee.outer_loss and _Bound(_scaled, optimizee.outer_loss),
+    metrics=optimizee.metrics and _Bound(_scaled, optimizee.metrics),
+  )
+
+
+def convex_helper(optimizee: Optimizee, dimension: int = 20, radius: float = 1.0) -> Optimizee:
+  """f(theta) + h(x), with params (theta, x): every problem has an easy part as well.
+
+  The convex part is h(x) = mean_i min((x_i - a_i)^2, 10), from x = 0, with a uniform on [-1, 1]
+  and the coordinates scaled as by `random_scaling`. What is trained on it learns that to follow
+  gradients helps, even where f is hopeless.
+
+  Source: Lv, Jiang and Li (2017).
+
+  Args:
+    optimizee: f; its metrics stay as they are, its outer loss, if any, has h added as well.
+    dimension: coordinates of x.
+    radius: of the scaling of x.
+
+  Returns:
+    The optimizee; its params and constants are pairs ``(problem, helper)``.
+
+  Raises:
+    ValueError: if `dimension` is not positive, or `radius` is negative or not finite.
+
+  Example:
+    >>> import jax
+    >>> from learned_opt import optimizees
+    >>> optimizee = optimizees.convex_helper(optimizees.quadratic(), dimension=5)
+    >>> params, constants = optimizee.init(jax.random.key(0), optimizee.data)
+    >>> params.problem.shape, params.helper.shape
+    ((10,), (5,))
+  """
+  if dimension < 1:
+    raise ValueError(f"dimension must be at least 1, got {dimension}")
+  helper = random_scaling(Optimizee(_Bound(_helper_init, dimension), _helper_loss), radius)
+  return dataclasses.replace(
+    optimizee,
+    init=_Bound(_pair_init, optimizee.init, helper.init),
+    loss=_Bound(_pair_loss, optimizee.loss, helper.loss),
+    outer_loss=optimizee.outer_loss and _Bound(_pair_loss, optimizee.outer_loss, helper.loss),
+    metrics=optimizee.metrics and _Bound(_pair_metrics, optimizee.metrics),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+  """As `functools.partial`, but equal for equal functions: no second compilation for it."""
+
+  function: Callable[..., Any]
+  first: Any
+  second: Any = None
+
+  def __call__(self, *rest):
+    if self.second is None:
+      return self.function(self.first, *rest)
+    return self.function(self.first, self.second, *rest)
+
+
+def _scaled_init(init: Callable, radius: float, key: chex.PRNGKey, data):
+  problem_key, scales_key = jax.random.split(key)
+  params, constants = init(problem_key, data)
+  leaves, treedef = jax.tree.flatten(params)
+  scales = treedef.unflatten(
+    jnp.exp(jax.random.uniform(key, leaf.shape, leaf.dtype, -radius, radius))
+    for key, leaf in zip(jax.random.split(scales_key, len(leaves)), leaves, strict=True)
+  )
+  return jax.tree.map(jnp.divide, params, scales), Scaled(scales, constants)
+
+
+def _scaled(function: Callable, params, constants: Scaled, *rest):
+  params = jax.tree.map(jnp.multiply, constants.scales, params)
+  return function(params, constants.constants, *rest)
+
+
+def _helper_init(dimension: int, key: chex.PRNGKey, data):
+  del data
+  return jnp.zeros(dimension), jax.random.uniform(key, (dimension,), minval=-1.0)
+
+
+def _helper_loss(params, constants, data, key):
+  del data, key
+  return jnp.mean(jnp.minimum((params - constants) ** 2, _CEILING))
+
+
+def _pair_init(problem_init: Callable, helper_init: Callable, key: chex.PRNGKey, data):
+  problem_key, helper_key = jax.random.split(key)
+  params, constants = problem_init(problem_key, data)
+  helper_params, helper_constants = helper_init(helper_key, ())
+  return WithHelper(params, helper_params), WithHelper(constants, helper_constants)
+
+
+def _pair_loss(problem: LossFn, helper: LossFn, params, constants, data, key):
+  loss = problem(params.problem, constants.problem, data, key)
+  return loss + helper(params.helper, constants.helper, (), key)
+
+
+def _pair_metrics(metrics: Callable, params, constants, data):
+  return metrics(params.problem, constants.problem, data)
