@@ -216,6 +216,10 @@ def init(
   )
 
 
+# One program: to draw what is random operation by operation takes several times as long to compile.
+_start = jax.jit(init, static_argnames=("learned_optimizer", "estimator", "outer_optimizer"))
+
+
 def step(
   optimizee: Optimizee,
   learned_optimizer: LearnedOptimizer,
@@ -362,12 +366,13 @@ def run(
   if outer_optimizer is None:
     outer_optimizer = _default_outer_optimizer()
   check_optimizee(optimizee, jax.random.fold_in(key, _ESTIMATOR))
-  if state is None:
-    parts = (optimizee, learned_optimizer, estimator, outer_optimizer)
-    state = init(*parts, key, meta_params)
-  # A copy, because the first dispatch reuses the memory of what it is given.
-  current = devices.replicate(jax.tree.map(jnp.copy, state))
   optimizee = devices.replicate(optimizee)
+  if state is None:
+    current = _start(optimizee, learned_optimizer, estimator, outer_optimizer, key, meta_params)
+  else:
+    # A copy, because the first dispatch reuses the memory of what it is given.
+    current = jax.tree.map(jnp.copy, state)
+  current = devices.replicate(current)
   validation_optimizee = (
     optimizee if validation_optimizee is None else devices.replicate(validation_optimizee)
   )

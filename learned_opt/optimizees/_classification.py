@@ -38,7 +38,7 @@ class LabelledData(NamedTuple):
   """A data set of whose labels a problem sees some only, with an index split by split."""
 
   dataset: ImageDataset
-  by_label: ImageDataset
+  by_label: dict[str, ByLabel]
 
 
 class ModuleOf(Protocol):
@@ -79,7 +79,9 @@ def classifier(
   arrays = jax.tree.map(jnp.asarray, dataset)
   if num_labels is None:
     return Optimizee(data=arrays, **functions)
-  index = ImageDataset(*(_by_label(part[1], dataset.num_classes) for part in dataset))
+  index = {
+    name: _by_label(getattr(dataset, name)[1], dataset.num_classes) for name in ImageDataset._fields
+  }
   return Optimizee(data=LabelledData(arrays, index), **functions)
 
 
@@ -162,7 +164,7 @@ def _functions(
       index = jax.random.randint(key, (batch_size,), 0, images.shape[0])
       return images[index], labels[index]
     images, _ = getattr(data.dataset, split)
-    by_label = getattr(data.by_label, split)
+    by_label = data.by_label[split]
     counts = by_label.counts[constants]
     ends = jnp.cumsum(counts)
     position = jax.random.randint(key, (batch_size,), 0, ends[-1])
