@@ -12,6 +12,9 @@ from learned_opt.benchmarks._cases import Case
 REFERENCE = "autodiff"
 _PRODUCTS = "matrix products"
 
+# Replay of a sample of so many coordinates of each tensor.
+_SAMPLED = "replay-2048"
+
 # Coordinate-steps of an outer step above which a case is measured when no other is in memory.
 _HEAVY = 10**7
 
@@ -20,7 +23,9 @@ def path_names() -> tuple[str, ...]:
   """The ways in which an estimator can compute the gradient, the reference first.
 
   Returns:
-    The values of the parameter ``path`` of `estimators.truncated_backprop`, but ``"auto"``.
+    The values of the parameter ``path`` of `estimators.truncated_backprop`, but ``"auto"``; and
+    ``"replay-2048"``, the replay with 2,048 as `replayed_coordinates`, which estimates the
+    gradient that the others compute.
 
   Example:
     >>> from learned_opt import benchmarks
@@ -29,7 +34,7 @@ def path_names() -> tuple[str, ...]:
   """
   parameter = inspect.signature(estimators.truncated_backprop, eval_str=True).parameters["path"]
   names = [name for name in typing.get_args(parameter.annotation) if name != "auto"]
-  return tuple(sorted(names, key=lambda name: name != REFERENCE))
+  return (*sorted(names, key=lambda name: name != REFERENCE), _SAMPLED)
 
 
 def meta_gradient(
@@ -45,7 +50,8 @@ def meta_gradient(
 
   A row's ``milliseconds`` are those of one outer step, that is of one truncation; ``ratio`` is how
   many times as fast as the reference path it is; ``gflops`` counts the products of the LSTM,
-  forwards and, three times as many, backwards, and ``share`` is their part of ``matmul_gflops``.
+  forwards and, three times as many, backwards (of a sample, where only that is replayed), and
+  ``share`` is their part of ``matmul_gflops``.
   ``peak_bytes`` is the state of the meta-training and all that the outer steps take on top of it,
   the data set and the compiler's memory apart; ``planned_bytes`` is what XLA says that it takes.
   What does not fit is not run, and its row says so in ``error``.
@@ -127,7 +133,7 @@ def _specification(
   return {
     "task": "meta-gradient",
     # A single problem is shared among devices by its coordinates, which only replay does.
-    "cores": path != REFERENCE and (path == "replay" or case.meta_batch_size > 1),
+    "cores": path != REFERENCE and (path.startswith("replay") or case.meta_batch_size > 1),
     "device": device,
     "case": list(case),
     "path": path,

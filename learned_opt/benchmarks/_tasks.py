@@ -117,7 +117,9 @@ def _meta_gradient(
   optimizee, data = _cases.make_optimizee(parsed)
   lstm = _cases.make_lstm(parsed)
   sizes = parsed.unroll_length, parsed.horizon, parsed.meta_batch_size
-  estimator = estimators.truncated_backprop(*sizes, path=path)  # pyright: ignore[reportArgumentType]
+  path, _, sample = path.partition("-")
+  replayed = int(sample) if sample else None
+  estimator = estimators.truncated_backprop(*sizes, path=path, replayed_coordinates=replayed)  # pyright: ignore[reportArgumentType]
   parts: Any = {
     "learned_optimizer": lstm,
     "estimator": estimator,
@@ -147,14 +149,19 @@ def _meta_gradient(
     return seconds / parsed.outer_steps
 
   params, _ = jax.eval_shape(optimizee.init, jax.random.key(0), optimizee.data)
-  coordinates = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  tensors = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
+  coordinates = sum(tensors)
+  # Forwards, and three times as much backwards; a sample goes forwards once more.
+  work = 4.0
+  if replayed is not None:
+    work = 1.0 + 4.0 * sum(min(size, replayed) for size in tensors) / coordinates
   return {
     **facts,
     "data": data,
     "state_bytes": state_bytes,
     "coordinates": coordinates * parsed.meta_batch_size,
     "coordinate_steps": coordinates * parsed.meta_batch_size * parsed.unroll_length,
-    "flops_per_coordinate_step": 4 * _cases.forward_flops(state.meta_params),
+    "flops_per_coordinate_step": work * _cases.forward_flops(state.meta_params),
   }, run
 
 
