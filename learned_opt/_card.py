@@ -62,14 +62,14 @@ def make_card(
   card = {
     "format": _FORMAT,
     "format_version": FORMAT_VERSION,
-    "architecture": _describe(learned_optimizer),
+    "architecture": describe(learned_optimizer),
     "meta_params": {
       "file": f"meta_params-{sha256[:8]}.npz",
       "sha256": sha256,
       "number": num_meta_params,
     },
-    "recipe": _to_json(recipe, "recipe"),
-    "evaluation": _to_json(evaluation, "evaluation"),
+    "recipe": to_json(recipe, "recipe"),
+    "evaluation": to_json(evaluation, "evaluation"),
     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "git_commit": _git_commit(),
     "versions": _versions(),
@@ -135,14 +135,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
 # --- Making a card.
 
 
-def _describe(learned_optimizer: LearnedOptimizer) -> dict[str, Any]:
+def describe(learned_optimizer: LearnedOptimizer) -> dict[str, Any]:
+  """The architecture as JSON values; `ValueError` if it could not be made again from them."""
   name, config = learned_optimizer.name, learned_optimizer.config
   if name not in _architectures() or config is None:
     raise ValueError(
       f"the architecture {name!r} is not part of learned_opt.optimizers, so that no saved file "
       "could find it again. Save the meta-params by other means, or add it to ARCHITECTURES"
     )
-  described = {"name": name, "config": _to_json(config, "config")}
+  described = {"name": name, "config": to_json(config, "config")}
   # What is written must be what is read: tuples are lists in JSON, and NaN is null.
   again = architecture_of({"architecture": json.loads(json.dumps(described))})
   if again.config != config:
@@ -153,7 +154,8 @@ def _describe(learned_optimizer: LearnedOptimizer) -> dict[str, Any]:
   return described
 
 
-def _to_json(value: Any, where: str) -> Any:
+def to_json(value: Any, where: str) -> Any:
+  """JSON values; `TypeError`, naming where, for what has no such form."""
   if isinstance(value, np.generic | np.ndarray | jax.Array):
     value = np.asarray(value).tolist()
   if value is None or isinstance(value, bool | int | str):
@@ -165,14 +167,14 @@ def _to_json(value: Any, where: str) -> Any:
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     # `dataclasses.asdict` would forget the type.
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {"type": type(value).__name__, **_to_json(fields, where)}
+    return {"type": type(value).__name__, **to_json(fields, where)}
   if isinstance(value, Mapping):
     for key in value:
       if not isinstance(key, str):
         raise TypeError(f"{where} has the key {key!r}: the keys of JSON are strings")
-    return {key: _to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
+    return {key: to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
   if isinstance(value, list | tuple):
-    return [_to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    return [to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
   raise TypeError(
     f"{where} is a {type(value).__name__}: give JSON values, arrays or dataclasses of them"
   )

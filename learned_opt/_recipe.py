@@ -127,9 +127,9 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     if field.name not in parts | {"learned_optimizer", "description"}
   }
   values["horizon"] = recipe.estimator.horizon
-  values["learned_optimizer"] = _card._describe(recipe.learned_optimizer)
+  values["learned_optimizer"] = _card.describe(recipe.learned_optimizer)
   values["description"] = recipe.description
-  return _card._to_json(values, "recipe")
+  return _card.to_json(values, "recipe")
 
 
 def steps_per_dispatch(recipe: Recipe) -> int:
