@@ -1,7 +1,8 @@
 """Functions of many rows, computed block by block, so that nothing large is made on the way."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -12,6 +13,19 @@ from learned_opt import devices
 
 # (weights, inputs, state) -> (outputs, state): all arrays but the weights have the rows first.
 RowFunction = Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]]
+
+_whole = False
+
+
+@contextlib.contextmanager
+def as_a_whole() -> Iterator[None]:
+  """What is traced in this context takes all rows at once: XLA counts the work of a loop once."""
+  global _whole
+  before, _whole = _whole, True
+  try:
+    yield
+  finally:
+    _whole = before
 
 
 def in_blocks(function: RowFunction, plain: RowFunction, block_size: int) -> RowFunction:
@@ -97,7 +111,7 @@ def _in_blocks(
     )
 
   inputs, state = jax.tree.map(to_shards, (inputs, state))
-  if num_blocks + bool(num_left) <= 1:
+  if _whole or num_blocks + bool(num_left) <= 1:
     carry = shared(inputs, state)
   else:
     carry = jax.lax.fori_loop(

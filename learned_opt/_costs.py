@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from learned_opt import _blocks
 from learned_opt._curves import MakeTransformation
 from learned_opt.base import InnerState, Optimizee
 
@@ -24,8 +25,8 @@ class Cost(NamedTuple):
   Attributes:
     seconds_per_step: wall-clock seconds of one call of the compiled update, the median of many. On
       small problems this is mostly the time that any call takes.
-    flops_per_step: what XLA's cost analysis counts, which takes the body of a loop once; None
-      where XLA does not say.
+    flops_per_step: what XLA's cost analysis counts, which takes the body of a loop once (but all
+      blocks of an update in blocks); None where XLA does not say.
     state_bytes: bytes of the optimizer's state.
   """
 
@@ -55,17 +56,19 @@ def measure_costs(
     The costs in the order of the optimizers.
   """
   loss, grads = _loss_and_grads(optimizee, problem)
-  compiled, calls, state_bytes = [], [], []
+  flops, calls, state_bytes = [], [], []
   for make, hyperparams in optimizers:
     # Host arrays would be copied to the device at each call.
     hyperparams = jax.tree.map(jnp.asarray, hyperparams)
     opt_state = make(hyperparams).init(problem.params)
     arguments = (hyperparams, opt_state, optimizee, problem, loss, grads)
-    compiled.append(jax.jit(_update_function(make)).lower(*arguments).compile())
-    calls.append(lambda run=compiled[-1], arguments=arguments: run(*arguments))
+    run = jax.jit(_update_function(make)).lower(*arguments).compile()
+    calls.append(lambda run=run, arguments=arguments: run(*arguments))
+    with _blocks.as_a_whole():
+      flops.append(_flops(jax.jit(_update_function(make)).lower(*arguments).compile()))
     state_bytes.append(_num_bytes(opt_state))
   seconds = _median_seconds(calls, max_seconds)
-  return [Cost(*cost) for cost in zip(seconds, map(_flops, compiled), state_bytes, strict=True)]
+  return [Cost(*cost) for cost in zip(seconds, flops, state_bytes, strict=True)]
 
 
 def _update_function(make: MakeTransformation):

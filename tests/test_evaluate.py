@@ -641,6 +641,19 @@ def test_costs_count_state_and_arithmetic():
   assert costs["search"].losses[0] < 1e-6
 
 
+def test_all_blocks_of_an_update_are_counted():
+  lstm = tiny_lstm(num_layers=1)
+
+  def flops_per_coordinate(number):
+    candidate = Candidate.from_learned("lstm", lstm, meta_params_of(lstm))
+    problem = weighted_squares(np.ones(number), np.ones(number))
+    (row,) = compare(problem, [candidate], baselines=(), num_problems=1).rows()
+    return row.flops_per_step / number
+
+  # One block, and three with a part of a fourth.
+  assert flops_per_coordinate(7000) == pytest.approx(flops_per_coordinate(1000), rel=0.02)
+
+
 @pytest.mark.parametrize(
   ("analysis", "flops"),
   [({"flops": 3.0}, 3.0), ({"flops": -1.0}, None), ({}, None), (None, None)],
