@@ -19,7 +19,10 @@ _whole = False
 
 @contextlib.contextmanager
 def as_a_whole() -> Iterator[None]:
-  """What is traced in this context takes all rows at once: XLA counts the work of a loop once."""
+  """What is traced in this context takes all rows at once, on one device.
+
+  For XLA's cost analysis, which counts the work of a loop once, and that of one device only.
+  """
   global _whole
   before, _whole = _whole, True
   try:
@@ -85,7 +88,7 @@ def _in_blocks(
   state: chex.ArrayTree,
 ) -> tuple[jax.Array, Any]:
   num_rows, num_shards = inputs.shape[0], devices.num_shards()
-  if num_rows % num_shards:
+  if _whole or num_rows % num_shards:
     num_shards = 1
   num_blocks, num_left = divmod(num_rows // num_shards, block_size)
   shared = jax.vmap(functools.partial(function, weights))
