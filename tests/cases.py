@@ -161,7 +161,11 @@ OPTIMIZERS = {
     lambda: optimizers.lstm(1, 3, optimizers.Scale(0.5), 0.1, 0.0),
     num_meta_params=(1 + 3 + 1) * 12 + 4,
   ),
-  "lstm_gac": OptimizerCase(optimizers.lstm_gac, num_meta_params=5141, coordinatewise=False),
+  "lstm_gac": OptimizerCase(
+    lambda: optimizers.lstm_gac(1, 4, num_global=2),
+    num_meta_params=(2 + 4 + 1) * 16 + 5,
+    coordinatewise=False,
+  ),
   "ntm_bfgs": OptimizerCase(
     lambda: optimizers.ntm_bfgs(1, 4, num_global=2),
     num_meta_params=(2 + 4 + 1) * 16 + 5 * (1 + 1 + 6),
@@ -172,7 +176,9 @@ OPTIMIZERS = {
     num_meta_params=(2 + 4 + 1) * 16 + 5 * (1 + 1 + 6),
     coordinatewise=False,
   ),
-  "rnnprop": OptimizerCase(optimizers.rnnprop, num_meta_params=6641),
+  "rnnprop": OptimizerCase(
+    lambda: optimizers.rnnprop(1, 4), num_meta_params=3 * 4 + (4 + 4 + 1) * 16 + 5
+  ),
 }
 
 OPTIMIZEES = {

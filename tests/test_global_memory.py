@@ -90,6 +90,11 @@ def test_with_an_averaging_cell_coordinates_see_each_other(x64):
   assert float(abs(alone - other)[0]) > 1e-6
 
 
+def test_lstm_gac_has_the_meta_params_of_the_lstm():
+  shapes = jax.eval_shape(optimizers.lstm_gac().init, jax.random.key(0))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 5141
+
+
 # --- Shared memories.
 
 

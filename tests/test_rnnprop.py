@@ -82,6 +82,11 @@ def test_replay_equals_autodiff(x64):
   assert float(abs(plain["input"]["kernel"]).max()) > 1e-6
 
 
+def test_has_two_layers_of_twenty():
+  shapes = jax.eval_shape(optimizers.rnnprop().init, jax.random.key(0))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 3 * 20 + 2 * 41 * 80 + 21
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [
