@@ -127,6 +127,7 @@ def test_minibatches_have_the_problems_labels_only_and_all_their_images(split, k
     dataset, (3,), initial_scale=0.5, batch_size=1, split=split, num_labels=2, labels=(1, 4)
   )
   params, labels = draw(optimizee, key)
+  numbers = jax.tree.map(np.asarray, params)
   keys = jax.random.split(jax.random.key(1), 2000)
   losses = jax.jit(jax.vmap(optimizee.loss, in_axes=(None, None, None, 0)))(
     params, labels, optimizee.data, keys
@@ -136,8 +137,8 @@ def test_minibatches_have_the_problems_labels_only_and_all_their_images(split, k
   # The first of the problem's labels is the first logit.
   targets = np.array([labels.tolist().index(true_labels[k]) for k in chosen])
   x = pixels[chosen].reshape(len(chosen), -1) / 255.0
-  hidden = 1 / (1 + np.exp(-(x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"])))
-  logits = hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+  hidden = 1 / (1 + np.exp(-(x @ numbers["Dense_0"]["kernel"] + numbers["Dense_0"]["bias"])))
+  logits = hidden @ numbers["Dense_1"]["kernel"] + numbers["Dense_1"]["bias"]
   assert logits.shape[1] == 2
   expected = numpy_cross_entropy(logits, targets)
   gaps = np.abs(np.asarray(losses)[:, None] - expected)

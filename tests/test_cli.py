@@ -300,7 +300,7 @@ def test_help_lists_all_there_is_to_choose(command):
   ],
 )
 def test_help_explains_every_parameter(option, factory, monkeypatch):
-  monkeypatch.setenv("COLUMNS", "200")
+  monkeypatch.setenv("COLUMNS", "100")  # One column.
   code, stdout, _ = call("train", f"--{option}", factory.__name__, "--help")
   assert code == 0
   for name in inspect.signature(factory).parameters:

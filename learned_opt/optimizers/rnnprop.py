@@ -124,10 +124,10 @@ def _features(grad: jax.Array, state: RNNpropState, decay: float) -> tuple[jax.A
 
 
 def _hypotenuse(a: jax.Array, b: jax.Array) -> jax.Array:
-  """sqrt(a^2 + b^2) without overflow, and with a derivative at zero."""
+  """sqrt(a^2 + b^2) without overflow, and with finite derivatives; far below epsilon, roughly."""
   a, b = jnp.abs(a), jnp.abs(b)
   largest = jnp.maximum(a, b)
-  return largest * jnp.sqrt(1.0 + (jnp.minimum(a, b) / jnp.where(largest > 0, largest, 1.0)) ** 2)
+  return largest * jnp.sqrt(1.0 + (jnp.minimum(a, b) / jnp.maximum(largest, 1e-15)) ** 2)
 
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.
