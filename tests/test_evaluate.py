@@ -557,7 +557,7 @@ def test_a_candidate_compiles_once_for_the_curves_and_twice_for_the_cost():
   assert len(traces) == 4
   candidate = Candidate.from_learned("learned", counting, meta_params_of(architecture, 1))
   compare(bowl(), [candidate], baselines=(), num_problems=5, block_size=2, key=jax.random.key(1))
-  assert len(traces) - 3 == 2
+  assert len(traces) - 4 == 3
 
 
 def test_equal_transformations_do_not_compile_again():
