@@ -1,5 +1,6 @@
 """Learned optimizers in JAX: meta-train them, judge them, use them as optax transformations."""
 
+from learned_opt import comparisons as comparisons
 from learned_opt import datasets as datasets
 from learned_opt import devices as devices
 from learned_opt import estimators as estimators

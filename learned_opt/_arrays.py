@@ -211,7 +211,8 @@ def _is_key(leaf: chex.Array) -> bool:
 
 def _is_foreign(dtype: np.dtype) -> bool:
   """Whether numpy knows the dtype only through an extension, as it does bfloat16."""
-  return dtype.isbuiltin != 1
+  # Of plain arrays that were read from a file it is 0 or 1.
+  return dtype.isbuiltin == 2
 
 
 def _mark(leaf: chex.Array) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class Result(NamedTuple):
     metrics: the optimizee's metrics at theta_T, means with their intervals; NaN if the metric of
       any problem is not finite.
     cost: of one update.
-    tuned: the search for the learning rate; None for a candidate.
+    tuned: the search for the learning rate; None for a candidate, or if it is not on record.
   """
 
   learning_rate: float | None
@@ -113,9 +113,9 @@ class Evaluation:
 
     Returns:
       ``{"optimizee", "num_steps", "num_problems", "results": {name: {"learning_rate", "mean",
-      "median", "low", "high", "sum", "seconds_per_step", "flops_per_step", "state_bytes"}}}``, the
-      curves as lists of T + 1 numbers. Results have ``"metrics"``, too, if the optimizee has:
-      ``{metric: {"mean", "low", "high"}}``.
+      "median", "low", "high", "sum", "num_diverged", "seconds_per_step", "flops_per_step",
+      "state_bytes"}}}``, the curves as lists of T + 1 numbers. Results have ``"metrics"``,
+      too, if the optimizee has: ``{metric: {"mean", "low", "high"}}``.
     """
     return {
       "optimizee": self.optimizee,
@@ -179,11 +179,49 @@ def _result_to_json(result: Result) -> dict[str, Any]:
     "low": result.low,
     "high": result.high,
     "sum": result.sum,
+    "num_diverged": result.num_diverged,
     **result.cost._asdict(),
   }
   if result.metrics:
     json["metrics"] = {name: interval._asdict() for name, interval in result.metrics.items()}
   return _as_json(json)
+
+
+def evaluation_from_json(json: Mapping[str, Any]) -> Evaluation:
+  """The evaluation that `Evaluation.to_json` has described, without the searches of the baselines.
+
+  >>> import numpy as np
+  >>> curves = Curves(np.array([[3.0, 1.0], [5.0, np.nan]]), {})
+  >>> result = summarize(curves, Cost(1e-6, None, 0), None)
+  >>> described = Evaluation("bowl", 1, 2, {"sgd": result}).to_json()
+  >>> evaluation_from_json(described).results["sgd"].mean.tolist()
+  [4.0, inf]
+  """
+  results = {name: _result_from_json(result) for name, result in json["results"].items()}
+  return Evaluation(json["optimizee"], json["num_steps"], json["num_problems"], results)
+
+
+def _result_from_json(json: Mapping[str, Any]) -> Result:
+  curves = {name: _from_json(json[name], np.inf) for name in ("mean", "median", "low", "high")}
+  metrics = {
+    name: Interval(**{bound: _from_json(value, np.nan) for bound, value in interval.items()})
+    for name, interval in json.get("metrics", {}).items()
+  }
+  return Result(
+    learning_rate=json["learning_rate"],
+    sum=float(_from_json(json["sum"], np.inf)),
+    num_diverged=json["num_diverged"],
+    metrics=metrics,
+    cost=Cost(**{name: json[name] for name in Cost._fields}),
+    tuned=None,
+    **curves,
+  )
+
+
+def _from_json(value: Any, if_none: float) -> np.ndarray:
+  """Numbers, of which those that JSON could not hold become `if_none`."""
+  values = np.asarray(value, np.float64)
+  return np.where(np.isnan(values), if_none, values)
 
 
 def _as_json(value: Any) -> Any:

@@ -10,9 +10,10 @@ from typing import Any, cast
 import chex
 
 from learned_opt import _arrays
+from learned_opt._results import evaluation_from_json
 from learned_opt.evaluate import Evaluation
 from learned_opt.meta_train import History, MetaTrainState
-from learned_opt.plots import learning_curves_figure
+from learned_opt.plots import Published, learning_curves_figure
 
 CONFIG = "config.json"
 HISTORY = "history.json"
@@ -106,7 +107,12 @@ def load_progress(
 
 
 def write_evaluation(
-  evaluation: Evaluation, out: pathlib.Path, *, suffix: str = "", plots: bool = True
+  evaluation: Evaluation,
+  out: pathlib.Path,
+  *,
+  suffix: str = "",
+  plots: bool = True,
+  published: Published | None = None,
 ) -> None:
   """Writes an evaluation and its figure, with a suffix to their names."""
   json_path, figure_path = (
@@ -114,7 +120,22 @@ def write_evaluation(
   )
   write_json(json_path, evaluation.to_json())
   if plots:
-    learning_curves_figure(evaluation, figure_path)
+    learning_curves_figure(evaluation, figure_path, published=published)
+
+
+def read_evaluation(out: pathlib.Path) -> Evaluation | None:
+  """Reads what `write_evaluation` has written, without a suffix; None if there is none.
+
+  Raises:
+    ValueError: if the file is damaged.
+  """
+  path = out / EVALUATION
+  if not path.exists():
+    return None
+  try:
+    return evaluation_from_json(read_json(path, "it has just been there"))
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged: it is not an evaluation ({error!r})") from error
 
 
 def write_json(path: pathlib.Path, value: Any, indent: int | None = None) -> None:

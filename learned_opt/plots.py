@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import chex
+import jax.typing
 import numpy as np
 
 from learned_opt._arrays import Path, atomic_write
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
+
+# Curves of others by name: their steps and the losses there.
+Published = Mapping[str, tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]]
 
 # Okabe and Ito's colours, which remain distinct to colour-blind readers. Learned optimizers take
 # the strongest; the eighth, yellow, is too faint on white.
@@ -35,7 +38,7 @@ def learning_curves_figure(
   evaluation: Evaluation,
   path: Path,
   *,
-  published: Mapping[str, tuple[chex.Array, chex.Array]] | None = None,
+  published: Published | None = None,
   title: str | None = None,
 ) -> None:
   """Draws the mean loss of each optimizer against the step, with its 95 % interval.

@@ -253,6 +253,15 @@ def saved(tmp_path):
   return artifacts.save(tmp_path / "saved", architecture, meta_params_of(architecture))
 
 
+def test_what_was_loaded_can_be_saved_again(tmp_path):
+  lstm = tiny_lstm()
+  first = learned_opt.load_artifact(learned_opt.save(tmp_path / "a", lstm, meta_params_of(lstm)))
+  path = learned_opt.save(tmp_path / "b", first.learned_optimizer, first.meta_params)
+  second = learned_opt.load_artifact(path)
+  chex.assert_trees_all_equal(second.meta_params, first.meta_params)
+  assert second.card["meta_params"] == first.card["meta_params"]
+
+
 @ALL
 def test_round_trip(case, tmp_path):
   architecture = case.make()

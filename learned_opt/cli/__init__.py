@@ -8,12 +8,13 @@ import importlib.util
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from learned_opt import devices
 
 if TYPE_CHECKING:
+  from learned_opt.comparisons import Comparison
   from learned_opt.evaluate import Evaluation
   from learned_opt.runs import Recipe, Run
 
@@ -139,6 +140,50 @@ def evaluate_recipe(
 
   with _session.errors_in_one_line(), devices.use(devices.mesh()):
     return _commands.evaluate_recipe(recipe, pathlib.Path(out), num_steps=num_steps, plots=plots)
+
+
+def compare(
+  comparisons: Sequence["Comparison"],
+  optimizers: Mapping[str, str | os.PathLike[str]],
+  out: str | os.PathLike[str],
+  *,
+  resume: bool = False,
+  plots: bool = True,
+) -> list["Evaluation"]:
+  """Compares saved optimizers on one family of problems after the other; prints the tables.
+
+  Args:
+    comparisons: on which problems.
+    optimizers: names or folders of saved optimizers, by the names that tables show.
+    out: a folder, in which each comparison has its own.
+    resume: whether to take from there the outcomes that are finished; see
+      `learned_opt.comparisons.compare`.
+    plots: whether to draw the figures.
+
+  Returns:
+    The evaluations, in the order of the comparisons.
+
+  Raises:
+    SystemExit: as of `run_recipe`.
+
+  Example:
+    >>> import tempfile
+    >>> from learned_opt import cli, optimizees
+    >>> from learned_opt.comparisons import Comparison
+    >>> problems = optimizees.quadratic(dimension=2)
+    >>> small = Comparison("small", problems, num_steps=5, num_problems=2, baselines=())
+    >>> evaluations = cli.compare(
+    ...   [small], {"lstm": "lstm-quadratic"}, tempfile.mkdtemp(), plots=False
+    ... )  # doctest: +ELLIPSIS
+    small: mean loss over 2 fresh problems
+    ...
+  """
+  _check_extras()
+  from learned_opt.cli import _commands, _session
+
+  with _session.errors_in_one_line(), devices.use(devices.mesh()):
+    _session.use_compilation_cache()
+    return _commands.compare(comparisons, optimizers, pathlib.Path(out), resume=resume, plots=plots)
 
 
 def _check_extras() -> None:

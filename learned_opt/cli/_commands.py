@@ -4,11 +4,12 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import learned_opt
-from learned_opt import _run_folder, artifacts, benchmarks, evaluate, runs
+from learned_opt import _run_folder, artifacts, benchmarks, comparisons, evaluate, runs
+from learned_opt._arrays import Path
 from learned_opt.cli import _options, _report, _session
 from learned_opt.cli._factories import FactoryConfig
 
@@ -70,6 +71,28 @@ def evaluate_recipe(
     )
   _report.print_evaluation(evaluation)
   return evaluation
+
+
+def compare(
+  chosen: Sequence[comparisons.Comparison],
+  optimizers: Mapping[str, Path],
+  out: pathlib.Path,
+  *,
+  resume: bool,
+  plots: bool,
+) -> list[evaluate.Evaluation]:
+  """Compares with progress on stderr; see `learned_opt.cli.compare`."""
+  evaluations = []
+  for one in chosen:
+    with _report.Reporter() as reporter:
+      reporter.say(f"comparing on {one.optimizee_name or one.name}, {one.num_steps} steps")
+      evaluation = comparisons.compare(
+        one, optimizers, out, resume=resume, plots=plots, on_progress=reporter.say
+      )
+    _report.print_evaluation(evaluation)
+    _report.print_files(_run_folder.contents(out / one.name))
+    evaluations.append(evaluation)
+  return evaluations
 
 
 def _train(options: Any) -> int:
