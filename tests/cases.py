@@ -215,6 +215,11 @@ OPTIMIZEES = {
     stochastic=True,
     has_metrics=True,
   ),
+  "noisy_sines": OptimizeeCase(
+    lambda: optimizees.noisy_sines(2, 3, length=4, batch_size=5),
+    num_coordinates=(1 + 3 + 1) * 12 + (3 + 3 + 1) * 12 + 4,
+    stochastic=True,
+  ),
   "random_scaling": OptimizeeCase(
     lambda: optimizees.random_scaling(optimizees.quadratic(4), radius=2.0),
     num_coordinates=4,

@@ -28,9 +28,13 @@ def test_there_are_experiments():
 def test_runs_at_smoke_size(path, tmp_path, capsys):
   out = tmp_path / "run"
   import_file(path).main(size="smoke", out=out)
-  written = {file.name for file in out.iterdir()}
-  assert {"config.json", "history.json", "evaluation.json", "learning_curves.png"} <= written
-  assert learned_opt.load_artifact(out / "optimizer").card["recipe"]["seed"] == 0
+  written = [file.name for file in out.rglob("*")]
+  num_evaluations = written.count("evaluation.json")
+  assert num_evaluations == written.count("learning_curves.png") > 0
+  optimizers = sorted(out.rglob("optimizer"))
+  assert len(optimizers) == written.count("history.json")
+  for optimizer in optimizers:
+    assert learned_opt.load_artifact(optimizer).card["recipe"]["seed"] == 0
   assert "adam" in capsys.readouterr().out
 
 
