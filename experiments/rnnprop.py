@@ -56,7 +56,7 @@ class Size(NamedTuple):
 
 SIZES = {
   "smoke": Size("digits", 4, 2, 2, 2, (3,), (2,), 2, 2, 2, ("adam",)),
-  "cpu": Size("mnist", 10_000, 500, 16, 100, (1000, 10_000), (2, 5), 100, 4, 8, BASELINES),
+  "cpu": Size("mnist", 5_000, 250, 16, 100, (1000, 10_000), (2, 5), 100, 4, 8, BASELINES),
   "paper": Size(
     "mnist", 50_000, 500, 64, 100, (2000, 10_000), tuple(range(2, 11)), 100, 100, 32, BASELINES
   ),
