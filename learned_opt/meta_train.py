@@ -236,8 +236,10 @@ def step(
     ...   optimizees.quadratic(), optimizers.lstm(), estimators.truncated_backprop(5, 10),
     ...   optax.adam(1e-3),
     ... )
-    >>> state = meta_train.init(*parts, jax.random.key(0))
-    >>> state, info = meta_train.step(*parts, state)
+    >>> init = jax.jit(meta_train.init, static_argnums=(1, 2, 3))
+    >>> step = jax.jit(meta_train.step, static_argnums=(1, 2, 3))
+    >>> state = init(*parts, jax.random.key(0))
+    >>> state, info = step(*parts, state)
     >>> int(state.outer_step), int(info.num_diverged)
     (1, 0)
   """
