@@ -92,6 +92,15 @@ def mean_log(losses: jax.Array, steps: jax.Array) -> jax.Array:
   return jnp.mean(jnp.log(losses + 1e-6))
 
 
+# The meta-losses that a command can name.
+META_LOSSES: dict[str, MetaLoss] = {
+  "weighted_sum": weighted_sum(),
+  "mean": mean,
+  "final": final,
+  "mean_log": mean_log,
+}
+
+
 def check_meta_loss(meta_loss: MetaLoss, horizon: int) -> None:
   """Checks that a meta-loss gives a finite scalar for a whole horizon of losses equal to one.
 

@@ -21,15 +21,9 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import arg
 
-from learned_opt import datasets, meta_losses
+from learned_opt import datasets
 from learned_opt.base import ImageDataset, MetaLoss
-
-META_LOSSES: dict[str, MetaLoss] = {
-  "weighted_sum": meta_losses.weighted_sum(),
-  "mean": meta_losses.mean,
-  "final": meta_losses.final,
-  "mean_log": meta_losses.mean_log,
-}
+from learned_opt.meta_losses import META_LOSSES
 
 # The types of values that can be typed; parameters of other types stay at their defaults.
 _PLAIN = (int, float, bool, str, type(None), pathlib.Path)
