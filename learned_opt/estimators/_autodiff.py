@@ -1,11 +1,13 @@
 """Autodiff through the scan, problem by problem: the reference, and its first-order short cut."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from learned_opt import devices
-from learned_opt.base import InnerState, LearnedOptimizer, MetaLoss, Optimizee
+from learned_opt.base import InnerState, LearnedOptimizer, MetaLoss, Optimizee, Trajectory
 from learned_opt.estimators import _paths
 from learned_opt.unroll import init_inner_state, unroll
 
@@ -73,14 +75,28 @@ def autodiff_path(
   def gradient(optimizee, learned_optimizer, meta_params, problems, key) -> _paths.SegmentGradient:
     del key
 
-    def one_problem(problem: InnerState):
-      return jax.value_and_grad(problem_loss, has_aux=True)(
-        meta_params, optimizee, learned_optimizer, problem
-      )
+    def loss(meta_params: chex.ArrayTree, problem: InnerState):
+      return problem_loss(meta_params, optimizee, learned_optimizer, problem)
 
-    problems = devices.share(problems)
-    (losses, (problems, trajectory)), grads = jax.vmap(one_problem)(problems)
-    meta_grads, diverged = drop_diverged(losses, grads)
-    return _paths.SegmentGradient(meta_grads, losses, diverged, trajectory, problems)
+    return mean_gradient(loss, meta_params, problems)
 
   return _paths.Path(draw, _paths.where, gradient)
+
+
+def mean_gradient(
+  problem_loss: Callable[..., tuple[jax.Array, tuple[InnerState, Trajectory]]],
+  meta_params: chex.ArrayTree,
+  problems: InnerState,
+) -> _paths.SegmentGradient:
+  """The mean over problems of the derivative of ``(meta_params, problem) -> loss, (end, losses)``.
+
+  Problems that diverge are left out, as by `drop_diverged`.
+  """
+
+  def one_problem(problem: InnerState):
+    return jax.value_and_grad(problem_loss, has_aux=True)(meta_params, problem)
+
+  problems = devices.share(problems)
+  (losses, (problems, trajectory)), grads = jax.vmap(one_problem)(problems)
+  meta_grads, diverged = drop_diverged(losses, grads)
+  return _paths.SegmentGradient(meta_grads, losses, diverged, trajectory, problems)

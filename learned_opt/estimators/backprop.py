@@ -1,31 +1,15 @@
 """Meta-gradients by backpropagation through the unrolled optimization (paper, section 2)."""
 
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from learned_opt.base import Info, InnerState, LearnedOptimizer, MetaGradientEstimator, MetaLoss
+from learned_opt.base import LearnedOptimizer, MetaGradientEstimator, MetaLoss
 from learned_opt.estimators import _paths
 from learned_opt.estimators._autodiff import autodiff_path
 from learned_opt.estimators._replay import replay_path
+from learned_opt.estimators._truncations import check_positive, check_truncations, truncations
 from learned_opt.meta_losses import check_meta_loss, weighted_sum
 
 PathName: TypeAlias = Literal["auto", "autodiff", "single_gradient", "replay"]
-
-
-class TruncatedState(NamedTuple):
-  """Estimator state: the problems in the middle of their optimization.
-
-  Attributes:
-    problems: an `InnerState` whose leaves have a leading axis of `meta_batch_size`.
-    restart: bool ``[meta_batch_size]``, the problems that are replaced before the next unroll; all
-      are if an unroll is as long as the horizon.
-  """
-
-  problems: InnerState
-  restart: jax.Array
 
 
 def truncated_backprop(
@@ -89,20 +73,14 @@ def truncated_backprop(
     >>> state.problems.step.tolist(), int(info.num_diverged)
     ([5], 0)
   """
-  _check_positive(horizon=horizon, unroll_length=unroll_length, meta_batch_size=meta_batch_size)
-  if horizon % unroll_length:
-    near = max(horizon // unroll_length, 1) * unroll_length
-    raise ValueError(
-      f"horizon must be a multiple of unroll_length, got horizon={horizon} and "
-      f"unroll_length={unroll_length}; horizon={near} would work"
-    )
+  check_truncations(unroll_length, horizon, meta_batch_size)
   if path not in get_args(PathName):
     names = ", ".join(repr(name) for name in get_args(PathName))
     raise ValueError(f"path must be one of {names}, got {path!r}")
   if second_order and path in ("single_gradient", "replay"):
     raise ValueError(f"path={path!r} is first order: use path='autodiff' with second_order=True")
   if replayed_coordinates is not None:
-    _check_positive(replayed_coordinates=replayed_coordinates)
+    check_positive(replayed_coordinates=replayed_coordinates)
     if second_order or path in ("autodiff", "single_gradient"):
       raise ValueError(
         "replayed_coordinates needs the replay: use path='auto' or 'replay' and "
@@ -124,33 +102,7 @@ def truncated_backprop(
       return autodiff_path(unroll_length, meta_loss, single_gradient=True, remat=remat)
     return replay_path(unroll_length, meta_loss, replayed_coordinates)
 
-  def draw(optimizee, learned_optimizer, meta_params, key) -> InnerState:
-    keys = jax.random.split(key, meta_batch_size)
-    return path_for(learned_optimizer).draw(optimizee, learned_optimizer, meta_params, keys)
-
-  def init(optimizee, learned_optimizer, meta_params, key) -> TruncatedState:
-    problems = draw(optimizee, learned_optimizer, meta_params, key)
-    return TruncatedState(problems, jnp.ones(meta_batch_size, bool))
-
-  def estimate(optimizee, learned_optimizer, meta_params, state: TruncatedState, key):
-    chosen = path_for(learned_optimizer)
-    fresh = draw(optimizee, learned_optimizer, meta_params, key)
-    # Without carried problems their optimizer state need not be kept beside the fresh one.
-    carries = unroll_length < horizon
-    problems = chosen.choose(state.restart, fresh, state.problems) if carries else fresh
-    segment = chosen.gradient(
-      optimizee, learned_optimizer, meta_params, problems, jax.random.fold_in(key, 1)
-    )
-    info = Info(
-      meta_loss=_paths.mean_where(~segment.diverged, segment.meta_losses),
-      losses=_paths.mean_where(~segment.diverged, segment.trajectory.losses),
-      num_diverged=jnp.sum(segment.diverged, dtype=jnp.int32),
-      meta_grad_norm=optax.tree.norm(segment.meta_grads),
-    )
-    restart = segment.diverged | (segment.problems.step >= horizon)
-    return segment.meta_grads, TruncatedState(segment.problems, restart), info
-
-  return MetaGradientEstimator(init, estimate, horizon)
+  return truncations(path_for, unroll_length, horizon, meta_batch_size)
 
 
 def full_unroll(
@@ -207,9 +159,3 @@ def full_unroll(
     path=path,
     replayed_coordinates=replayed_coordinates,
   )
-
-
-def _check_positive(**sizes: int) -> None:
-  for name, size in sizes.items():
-    if size < 1:
-      raise ValueError(f"{name} must be at least 1, got {size}")
