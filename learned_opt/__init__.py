@@ -1,6 +1,7 @@
 """Learned optimizers in JAX: meta-train them, judge them, use them as optax transformations."""
 
 from learned_opt import comparisons as comparisons
+from learned_opt import curriculum as curriculum
 from learned_opt import datasets as datasets
 from learned_opt import devices as devices
 from learned_opt import estimators as estimators
@@ -9,6 +10,7 @@ from learned_opt import meta_train as meta_train
 from learned_opt import optimizees as optimizees
 from learned_opt import optimizers as optimizers
 from learned_opt import runs as runs
+from learned_opt import search as search
 from learned_opt.artifacts import load as load
 from learned_opt.artifacts import load_artifact as load_artifact
 from learned_opt.artifacts import pretrained_names as pretrained_names

@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
+import hashlib
+import io
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
+import chex
+import jax
 import optax
 
-from learned_opt import _card
+from learned_opt import _arrays, _card
 from learned_opt.base import LearnedOptimizer, MetaGradientEstimator, Optimizee
 from learned_opt.baselines import BASELINES, Objective, find_baselines
 from learned_opt.meta_train import with_clipping
@@ -25,7 +29,7 @@ _POSITIVE = (
   "num_test_problems",
   "num_tuning_problems",
 )
-_POSITIVE_OR_NONE = ("patience", "steps_per_dispatch", "evaluation_steps")
+_POSITIVE_OR_NONE = ("patience", "steps_per_dispatch", "validation_steps", "evaluation_steps")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,9 +53,12 @@ class Recipe:
     max_meta_grad_norm: the meta-gradient is clipped to this global norm; None for no clipping.
     validate_every: outer steps between validations.
     num_validation_problems: held-out problems of one validation.
+    validation_steps: inner steps of one validation; None means the estimator's horizon.
     patience: stop after so many validations in a row without a better one; None never stops.
     steps_per_dispatch: outer steps between two calls of the callbacks, which divides
       `num_outer_steps` and `validate_every`; None chooses at most 25.
+    initial_meta_params: where the training starts, for example the `meta_params` of a loaded
+      artifact, which are validated as well; None draws them.
     seed: of everything random, 0 to 2^32 - 1.
     evaluation_steps: inner steps of the evaluation; None means the estimator's horizon.
     num_test_problems: fresh problems of the evaluation.
@@ -62,7 +69,8 @@ class Recipe:
       record; JSON values. It goes into config.json and the card.
 
   Raises:
-    ValueError: if a number is out of its range, or a name unknown or taken.
+    ValueError: if a number is out of its range, a name unknown or taken, or the initial meta-params
+      do not fit the architecture.
 
   Example:
     >>> from learned_opt import estimators, optimizees, optimizers
@@ -93,8 +101,10 @@ class Recipe:
   max_meta_grad_norm: float | None = 1.0
   validate_every: int = 100
   num_validation_problems: int = 32
+  validation_steps: int | None = None
   patience: int | None = None
   steps_per_dispatch: int | None = None
+  initial_meta_params: chex.ArrayTree | None = None
   seed: int = 0
   evaluation_steps: int | None = None
   num_test_problems: int = 128
@@ -116,6 +126,7 @@ class Recipe:
     find_baselines(self.baselines)
     if not self.name or self.name in self.baselines:
       raise ValueError(f"name must not be empty or that of a baseline, got {self.name!r}")
+    _check_initial_meta_params(self)
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
@@ -124,12 +135,27 @@ def describe(recipe: Recipe) -> dict[str, Any]:
   values = {
     field.name: getattr(recipe, field.name)
     for field in dataclasses.fields(recipe)
-    if field.name not in parts | {"learned_optimizer", "description"}
+    if field.name not in parts | {"learned_optimizer", "initial_meta_params", "description"}
   }
+  start = recipe.initial_meta_params
+  values["initial_meta_params"] = None if start is None else f"sha256 {_digest(start)}"
   values["horizon"] = recipe.estimator.horizon
   values["learned_optimizer"] = _card.describe(recipe.learned_optimizer)
   values["description"] = recipe.description
   return _card.to_json(values, "recipe")
+
+
+def split_seed(seed: int) -> tuple[chex.PRNGKey, chex.PRNGKey]:
+  """The key of the training and that of the evaluation, which share no problem for any seeds.
+
+  Example:
+    >>> from learned_opt import runs
+    >>> training_key, evaluation_key = runs.split_seed(0)
+    >>> bool(training_key == evaluation_key)
+    False
+  """
+  training_key, evaluation_key = jax.random.split(jax.random.key(seed))
+  return training_key, evaluation_key
 
 
 def steps_per_dispatch(recipe: Recipe) -> int:
@@ -167,6 +193,23 @@ def _outer_optimizer(
     warmup = optax.linear_schedule(0.0, learning_rate, num_warmup_steps)
     rate = optax.join_schedules([warmup, rate], [num_warmup_steps])
   return with_clipping(optax.adam(rate), max_meta_grad_norm)
+
+
+def _digest(arrays: chex.ArrayTree) -> str:
+  buffer = io.BytesIO()
+  _arrays.write_arrays(buffer, jax.device_get(arrays))
+  return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def _check_initial_meta_params(recipe: Recipe) -> None:
+  if recipe.initial_meta_params is None:
+    return
+  like = jax.eval_shape(recipe.learned_optimizer.init, jax.random.key(0))
+  differences = _arrays.differences(recipe.initial_meta_params, like)
+  if differences:
+    raise ValueError(
+      "initial_meta_params do not fit the architecture of the recipe: " + "; ".join(differences)
+    )
 
 
 def _check_positive(name: str, value: int | None, *, optional: bool) -> None:

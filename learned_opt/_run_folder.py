@@ -22,13 +22,35 @@ OPTIMIZER = "optimizer"
 EVALUATION = "evaluation.json"
 LEARNING_CURVES = "learning_curves.png"
 META_TRAINING = "meta_training.png"
+CURRICULUM = "curriculum.json"
+SEARCH = "search.json"
 
-_CONTENTS = (CONFIG, HISTORY, CHECKPOINT, OPTIMIZER, META_TRAINING, EVALUATION, LEARNING_CURVES)
+_CONTENTS = (
+  *(CONFIG, HISTORY, CHECKPOINT, CURRICULUM, SEARCH),
+  *(OPTIMIZER, META_TRAINING, EVALUATION, LEARNING_CURVES),
+)
 
 
 def contents(out: pathlib.Path) -> tuple[pathlib.Path, ...]:
   """What there is of all that may be in the folder, in the order in which it is written."""
   return tuple(out / name for name in _CONTENTS if (out / name).exists())
+
+
+def begin(out: pathlib.Path, config: Mapping[str, Any], *, resume: bool) -> None:
+  """Makes the folder of a run that can be continued, or checks that it holds that run.
+
+  Raises:
+    FileExistsError, FileNotFoundError, ValueError, OSError: as of `make` and `reopen`.
+  """
+  if resume:
+    reopen(out, config)
+  else:
+    make(out, config, ", or continue the run that it holds (resume=True, --resume)")
+
+
+def is_begun(out: pathlib.Path) -> bool:
+  """Whether a run was begun in this folder, which can be continued then."""
+  return (out / CONFIG).exists()
 
 
 def make(out: pathlib.Path, config: Mapping[str, Any], advice: str = "") -> None:
@@ -188,10 +210,11 @@ def _is_taken(out: pathlib.Path) -> bool:
 
 def _check_same(found: Mapping[str, Any], config: Mapping[str, Any], out: pathlib.Path) -> None:
   old, new = dict(flatten(found)), dict(flatten(json.loads(json.dumps(config))))
+  # What is not there counts as null: an older version did not know of it, and did without.
   differences = [
     f"{name} was {_show(old, name)} and is {_show(new, name)}"
     for name in {**old, **new}
-    if old.get(name, ...) != new.get(name, ...)
+    if old.get(name) != new.get(name)
   ]
   if differences:
     raise ValueError(

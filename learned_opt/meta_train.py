@@ -303,6 +303,7 @@ def run(
   outer_optimizer: optax.GradientTransformation | None = None,
   validation_optimizee: Optimizee | None = None,
   num_validation_problems: int = 32,
+  validation_steps: int | None = None,
   validate_every: int = 100,
   steps_per_dispatch: int | None = None,
   patience: int | None = None,
@@ -313,9 +314,8 @@ def run(
 ) -> MetaTrainResult:
   """Meta-trains a learned optimizer and keeps the best meta-params by *final* validation loss.
 
-  Validation optimizes the same held-out problems each time, from their start for the estimator's
-  horizon, and takes the mean of their last losses (Andrychowicz et al. 2016, section 3). The same
-  arguments give the same bits.
+  Validation optimizes the same held-out problems each time, from their start, and takes the mean of
+  their last losses (Andrychowicz et al. 2016, section 3). The same arguments give the same bits.
 
   Args:
     optimizee: the problems to train on.
@@ -329,12 +329,14 @@ def run(
     validation_optimizee: the problems to validate on, if they are of another split, for example;
       by default `optimizee`. Their keys are never those of training.
     num_validation_problems: how many.
+    validation_steps: inner steps of validation; None means the estimator's horizon.
     validate_every: outer steps between validations, a multiple of `steps_per_dispatch`. There is
       one more after the last step.
     steps_per_dispatch: outer steps that run without touching Python; by default `validate_every`.
     patience: stop after so many validations in a row without a better one; None never stops.
     callbacks: called with a `Progress` after each dispatch. An exception in one ends the run.
-    meta_params: where to start; None draws them.
+    meta_params: where to start; None draws them. If they are given, there is a validation before
+      the first outer step as well: the result is never worse than they are.
     state: continue from it instead of starting anew: the ``state`` of a result, or one that a
       callback has saved.
     history: what happened up to that state; it is continued in place.
@@ -361,8 +363,12 @@ def run(
   start = time.perf_counter()
   steps_per_dispatch = validate_every if steps_per_dispatch is None else steps_per_dispatch
   _check_schedule(num_outer_steps, validate_every, steps_per_dispatch, patience)
-  if num_validation_problems < 1:
-    raise ValueError(f"num_validation_problems must be at least 1, got {num_validation_problems}")
+  for name, number in (
+    ("num_validation_problems", num_validation_problems),
+    ("validation_steps", estimator.horizon if validation_steps is None else validation_steps),
+  ):
+    if number < 1:
+      raise ValueError(f"{name} must be at least 1, got {number}")
   if state is not None and meta_params is not None:
     raise ValueError("give either state or meta_params: a state brings its own meta-params")
   if outer_optimizer is None:
@@ -397,13 +403,31 @@ def run(
     key=jax.random.fold_in(current.key, _VALIDATION),
     learned_optimizer=learned_optimizer,
     num_problems=num_validation_problems,
-    num_steps=estimator.horizon,
+    num_steps=estimator.horizon if validation_steps is None else validation_steps,
   )
   history = History() if history is None else history
   seconds_before = history.seconds[-1] if history.seconds else 0.0
   compile_seconds, stopped = 0.0, "finished"
   taken = int(current.outer_step)
+
+  def keep_best(state: MetaTrainState) -> MetaTrainState:
+    loss = validate(state.meta_params)
+    history.validation_step.append(taken)
+    history.validation_loss.append(float(loss))
+    history.seconds.append(seconds_before + time.perf_counter() - start)
+    return _keep_best(state, loss)
+
+  def tell(state: MetaTrainState, validated: bool) -> None:
+    seconds = time.perf_counter() - start
+    progress = Progress(state, history, taken, num_outer_steps, seconds, validated)
+    for callback in callbacks:
+      callback(progress)
+
   try:
+    if meta_params is not None:
+      # A start that is not finite is no validation without a better one.
+      current = keep_best(current)._replace(num_stale=current.num_stale)
+      tell(current, validated=True)
     while taken < num_outer_steps:
       current, info = dispatch(current)
       compile_seconds = compile_seconds or time.perf_counter() - start
@@ -411,15 +435,8 @@ def run(
       _record(history, jax.device_get(info), taken)
       validated = taken % validate_every == 0 or taken == num_outer_steps
       if validated:
-        loss = validate(current.meta_params)
-        current = _keep_best(current, loss)
-        history.validation_step.append(taken)
-        history.validation_loss.append(float(loss))
-        history.seconds.append(seconds_before + time.perf_counter() - start)
-      seconds = time.perf_counter() - start
-      progress = Progress(current, history, taken, num_outer_steps, seconds, validated)
-      for callback in callbacks:
-        callback(progress)
+        current = keep_best(current)
+      tell(current, validated)
       if patience is not None and int(current.num_stale) >= patience:
         stopped = "early"
         break

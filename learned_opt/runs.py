@@ -23,19 +23,18 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 
-from learned_opt import _recipe, _run_folder, artifacts, meta_train
+from learned_opt import _outcome, _recipe, _run_folder, artifacts, meta_train
 from learned_opt._arrays import Path
+from learned_opt._outcome import Report
 from learned_opt._recipe import Recipe as Recipe
+from learned_opt._recipe import split_seed as split_seed
 from learned_opt.base import Optimizee
-from learned_opt.evaluate import Candidate, Evaluation, Row
-from learned_opt.evaluate import evaluate as evaluate_candidates
+from learned_opt.evaluate import Evaluation
 from learned_opt.meta_train import MetaTrainResult, MetaTrainState, Progress
 from learned_opt.plots import meta_training_figure
 
 Callback = Callable[[Progress], None]
-Report = Callable[[str], None]
 
 
 class Run(NamedTuple):
@@ -126,22 +125,19 @@ def train(
   if plots:
     check_matplotlib()
   config = _recipe.describe(recipe)
-  if resume:
-    _run_folder.reopen(out, config)
-  else:
-    _run_folder.make(out, config, ", or continue the run that it holds (resume=True, --resume)")
+  _run_folder.begin(out, config, resume=resume)
   training = _meta_train(recipe, config, out, callbacks, report)
-  run = _save(recipe, config, out, training)
+  run = Run(out, training, None, None, interrupted=training.stopped == "interrupted")
+  if not (training.history.meta_loss or training.history.validation_loss):
+    return run
+  record = {**config, **_outcome.of_training(training.state)}
+  folder = _outcome.save(recipe, training.meta_params, record, out)
   if plots and training.history.meta_loss:
     meta_training_figure(training.history, out / _run_folder.META_TRAINING)
   if not evaluate or run.interrupted:
-    return run
-  try:
-    evaluation = _evaluate(recipe, training.meta_params, None, report)
-  except KeyboardInterrupt:
-    return run._replace(interrupted=True)
-  _run_folder.write_evaluation(evaluation, out, plots=plots)
-  return _save(recipe, config, out, training, evaluation)
+    return run._replace(optimizer=folder)
+  evaluation = _outcome.judge(recipe, training.meta_params, record, out, plots, report)
+  return run._replace(optimizer=folder, evaluation=evaluation, interrupted=evaluation is None)
 
 
 def evaluate(
@@ -204,23 +200,10 @@ def evaluate(
       f"instead of {recipe.learned_optimizer.config}"
     )
   report = on_progress or (lambda words: None)
-  evaluation = _evaluate(recipe, artifact.meta_params, num_steps, report)
+  evaluation = _outcome.evaluate(recipe, artifact.meta_params, num_steps, report)
   suffix = "" if num_steps is None else f"-{num_steps}"
   _run_folder.write_evaluation(evaluation, out, suffix=suffix, plots=plots)
   return evaluation
-
-
-def split_seed(seed: int) -> tuple[chex.PRNGKey, chex.PRNGKey]:
-  """The key of the training and that of the evaluation, which share no problem for any seeds.
-
-  Example:
-    >>> from learned_opt import runs
-    >>> training_key, evaluation_key = runs.split_seed(0)
-    >>> bool(training_key == evaluation_key)
-    False
-  """
-  training_key, evaluation_key = jax.random.split(jax.random.key(seed))
-  return training_key, evaluation_key
 
 
 def check_matplotlib() -> None:
@@ -270,10 +253,12 @@ def _meta_train(
       outer_optimizer=outer_optimizer,
       validation_optimizee=recipe.validation_optimizee,
       num_validation_problems=recipe.num_validation_problems,
+      validation_steps=recipe.validation_steps,
       validate_every=recipe.validate_every,
       steps_per_dispatch=_recipe.steps_per_dispatch(recipe),
       patience=recipe.patience,
       callbacks=(saver, *callbacks, stop_if_interrupted),
+      meta_params=recipe.initial_meta_params if state is None else None,
       state=state,
       history=history,
     )
@@ -294,26 +279,11 @@ class _Saver(NamedTuple):
     self.save_checkpoint(progress)
     state = progress.state
     if int(state.best_step) == progress.outer_step:
-      artifacts.save(
-        self.out / _run_folder.OPTIMIZER,
-        self.recipe.learned_optimizer,
-        state.best_meta_params,
-        recipe={**self.config, **_outcome(state)},
-        overwrite=True,
-      )
+      record = {**self.config, **_outcome.of_training(state)}
+      _outcome.save(self.recipe, state.best_meta_params, record, self.out)
 
   def save_checkpoint(self, progress: Progress) -> None:
     _run_folder.save_progress(self.out, progress.state, progress.history)
-
-
-def _outcome(state: MetaTrainState) -> dict[str, Any]:
-  """What the card says of the training, beside the configuration."""
-  return {
-    "outer_steps_taken": int(state.outer_step),
-    "best_step": int(state.best_step),
-    "best_validation_loss": float(state.best_loss),
-    "device": next(iter(jnp.zeros(()).devices())).device_kind,
-  }
 
 
 @contextlib.contextmanager
@@ -341,59 +311,3 @@ def _interrupts_between_dispatches(saver: _Saver, report: Report) -> Iterator[Ca
     yield stop_if_pressed
   finally:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _save(
-  recipe: Recipe,
-  config: Mapping[str, Any],
-  out: pathlib.Path,
-  training: MetaTrainResult,
-  evaluation: Evaluation | None = None,
-) -> Run:
-  """Writes the artifact and what goes with it."""
-  interrupted = training.stopped == "interrupted"
-  if not training.history.meta_loss:
-    return Run(out, training, None, None, interrupted)
-  folder = artifacts.save(
-    out / _run_folder.OPTIMIZER,
-    recipe.learned_optimizer,
-    training.meta_params,
-    recipe={**config, **_outcome(training.state)},
-    evaluation=None if evaluation is None else _summary(evaluation),
-    overwrite=True,
-  )
-  return Run(out, training, evaluation, folder, interrupted)
-
-
-def _summary(evaluation: Evaluation) -> dict[str, Any]:
-  """What the card says of the evaluation: its last losses, without the curves."""
-  return {
-    "optimizee": evaluation.optimizee,
-    "num_steps": evaluation.num_steps,
-    "num_problems": evaluation.num_problems,
-    "rows": [_summarize_row(row) for row in evaluation.rows()],
-  }
-
-
-def _summarize_row(row: Row) -> dict[str, Any]:
-  values = row._asdict()
-  (final_loss,) = values.pop("losses")
-  return {"name": values.pop("name"), "final_loss": final_loss, **values}
-
-
-def _evaluate(
-  recipe: Recipe, meta_params: chex.ArrayTree, num_steps: int | None, report: Report
-) -> Evaluation:
-  return evaluate_candidates(
-    recipe.test_optimizee or recipe.optimizee,
-    [Candidate.from_learned(recipe.name, recipe.learned_optimizer, meta_params)],
-    num_steps=num_steps or recipe.evaluation_steps or recipe.estimator.horizon,
-    num_problems=recipe.num_test_problems,
-    key=split_seed(recipe.seed)[1],
-    baselines=recipe.baselines,
-    tuning_optimizee=recipe.tuning_optimizee or recipe.optimizee,
-    num_tuning_problems=recipe.num_tuning_problems,
-    objective=recipe.objective,
-    optimizee_name=recipe.optimizee_name,
-    on_progress=report,
-  )

@@ -30,6 +30,10 @@ def programs_of(estimator, learned_optimizer):
   return init, estimate
 
 
+def small_meta_params():
+  return jax.tree.map(lambda leaf: leaf.astype(float), meta_params_of(small_lstm()))
+
+
 @functools.cache
 def programs():
   estimator = estimators.imitation(UNROLL, HORIZON, PROBLEMS, optax.adam(0.2), weight=WEIGHT)
@@ -98,7 +102,7 @@ def random_direction(tree, seed):
 @pytest.mark.usefixtures("x64")
 def test_gradient_is_that_of_the_imitation_loss_for_each_truncation(key):
   init, estimate = programs()
-  meta_params = meta_params_of(small_lstm(), dtype=np.float64)
+  meta_params = small_meta_params()
   state = init(bowl(), meta_params, key)
   for first in range(0, HORIZON, UNROLL):
     meta_grads, state, info = estimate(bowl(), meta_params, state, jax.random.fold_in(key, first))
@@ -122,7 +126,7 @@ def test_gradient_is_that_of_the_imitation_loss_for_each_truncation(key):
 @pytest.mark.usefixtures("x64")
 def test_problems_on_which_the_teacher_fails_are_dropped_and_counted(key):
   init, estimate = programs()
-  meta_params = meta_params_of(small_lstm(), dtype=np.float64)
+  meta_params = small_meta_params()
   optimizee = bowl((0, 0, 0, 0, *DEFECTS))
   state = init(optimizee, meta_params, key)
   meta_grads, state, info = estimate(optimizee, meta_params, state, key)
@@ -137,7 +141,10 @@ def test_problems_on_which_the_teacher_fails_are_dropped_and_counted(key):
 
 
 def sgd_with_a_learned_rate():
-  return learned_opt.LearnedOptimizer(lambda key: jnp.array(0.05), optax.sgd)
+  def optimizer(meta_params):
+    return optax.sgd(meta_params)
+
+  return learned_opt.LearnedOptimizer(lambda key: jnp.array(0.05), optimizer)
 
 
 @pytest.mark.usefixtures("x64")
@@ -214,7 +221,8 @@ def test_each_part_goes_on_with_its_own_problems_while_the_other_waits(key):
 
     return part._replace(estimate=estimate)
 
-  states, _, info = run(estimators.mixture(*map(traced, parts()), 0.5), key, num_steps)
+  first, second = map(traced, parts())
+  states, _, info = run(estimators.mixture(first, second, 0.5), key, num_steps)
   assert len(traces) == 2
   taken = [(np.diff(part.problems.step[:, 0], prepend=0) != 0) for part in states]
   np.testing.assert_array_equal(taken[0], ~taken[1])
@@ -240,7 +248,7 @@ def counted(name, seen):
     info = learned_opt.Info(drawn, jnp.zeros(3), jnp.array(0), drawn)
     return meta_params + drawn, (state[0] + 1, state[1] + drawn), info
 
-  return learned_opt.MetaGradientEstimator(init, estimate, 10)
+  return learned_opt.MetaGradientEstimator(init, estimate, horizon=10)
 
 
 def test_without_its_second_part_a_mixture_is_the_first_bit_for_bit(key):

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import bowl, tiny_lstm
+from cases import NAN_AFTER_THE_START, bowl, tiny_lstm
 
 import learned_opt
+import learned_opt.evaluate
 from learned_opt import estimators, meta_train, optimizees
 
 ESTIMATOR = estimators.truncated_backprop(unroll_length=3, horizon=6, meta_batch_size=4)
@@ -139,11 +140,56 @@ def test_callbacks_see_progress():
   assert seen == [(1, False, 1), (2, True, 2), (3, False, 3), (4, True, 4)]
 
 
-def test_starts_from_given_meta_params(finished):
-  result = train(2, meta_params=finished.meta_params, outer_optimizer=_frozen())
+def test_starts_from_given_meta_params_and_validates_them_first(finished):
+  seen = []
+  result = train(
+    8,
+    meta_params=finished.meta_params,
+    outer_optimizer=_frozen(),
+    patience=2,
+    callbacks=[lambda p: seen.append((p.outer_step, p.validated, int(p.state.best_step)))],
+  )
   chex.assert_trees_all_equal(result.meta_params, finished.meta_params)
   # The caller's arrays survive although the loop donates its state.
   assert np.all(np.isfinite(jax.tree.leaves(finished.meta_params)[0]))
+  assert seen == [(0, True, 0), (2, True, 0), (4, True, 0)]
+  assert result.stopped == "early"
+  assert result.history.validation_step == [0, 2, 4]
+  assert set(result.history.validation_loss) == {finished.best_loss} == {result.best_loss}
+
+
+def test_a_start_that_is_not_finite_takes_nothing_of_the_patience(finished):
+  infinite = learned_opt.Optimizee.from_functions(
+    lambda key: jnp.zeros(3), lambda params, key: jnp.sum(params) + jnp.inf
+  )
+  start = {"meta_params": finished.meta_params, "validation_optimizee": infinite}
+  result = train(8, patience=1, **start)
+  assert result.history.validation_step == [0, 2]
+  assert result.best_loss == np.inf
+
+
+def test_validation_may_be_for_other_steps_than_training():
+  result = train(2, validation_steps=9)
+  curves = learned_opt.evaluate.learning_curves(
+    bowl(),
+    tiny_lstm().optimizer,
+    result.state.meta_params,
+    jax.random.split(jax.random.fold_in(jax.random.key(0), meta_train._VALIDATION), 4),
+    9,
+  )
+  np.testing.assert_allclose(
+    result.history.validation_loss, [np.mean(curves.losses[:, -1])], rtol=1e-5
+  )
+
+
+def test_history_counts_the_problems_that_were_dropped():
+  result = train(
+    4, optimizee=bowl([0] * 5 + [NAN_AFTER_THE_START] * 3), validation_optimizee=bowl()
+  )
+  num_diverged = np.array(result.history.num_diverged)
+  assert 0 < num_diverged.sum() < 4 * 4
+  for tree in (result.history.meta_loss, result.history.meta_grad_norm, result.state.meta_params):
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def test_one_trace_for_other_seeds_and_equal_factories():
@@ -192,6 +238,7 @@ def test_every_problem_diverging_is_an_error():
     ({"validate_every": 0}, "validate_every must be at least 1"),
     ({"patience": 0}, "patience must be at least 1"),
     ({"num_validation_problems": 0}, "num_validation_problems must be at least 1"),
+    ({"validation_steps": 0}, "validation_steps must be at least 1, got 0"),
     ({"num_outer_steps": 7}, "num_outer_steps=7 .* num_outer_steps=6 would work"),
     ({"steps_per_dispatch": 3}, "must be a multiple of steps_per_dispatch"),
   ],

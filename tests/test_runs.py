@@ -278,6 +278,38 @@ def test_resume_refuses_another_recipe(killed, changes, difference):
   assert difference in str(error.value)
 
 
+def test_run_of_a_version_that_knew_fewer_options_can_be_resumed(killed_copy, finished):
+  config = read(killed_copy / "config.json")
+  assert config.pop("validation_steps") is None
+  (killed_copy / "config.json").write_text(json.dumps(config))
+  assert_same_training(train(killed_copy, resume=True), finished)
+
+
+def test_run_may_start_from_given_meta_params(tmp_path, finished):
+  start = {"initial_meta_params": learned_opt.load_artifact(finished.optimizer).meta_params}
+  whole = train(tmp_path / "whole", **start)
+  assert whole.training.history.validation_step == [0, 4, 8]
+  assert whole.training.history.validation_loss[0] == finished.training.best_loss
+  assert read(tmp_path / "whole" / "config.json")["initial_meta_params"].startswith("sha256 ")
+  for step in (0, 2, 6):
+    out = tmp_path / str(step)
+    with pytest.raises(RuntimeError, match="power"):
+      train(out, callbacks=[at_step(step, fail)], **start)
+    assert learned_opt.load_artifact(out / "optimizer").card["recipe"]["best_step"] in (0, 4)
+    assert_same_training(train(out, resume=True, **start), whole)
+  with pytest.raises(ValueError, match=r'initial_meta_params was "sha256 \w+" and is null'):
+    train(tmp_path / "whole", resume=True)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_before_the_first_outer_step_keeps_the_start(tmp_path, finished):
+  start = learned_opt.load_artifact(finished.optimizer).meta_params
+  run = train(tmp_path / "run", callbacks=[at_step(0, press_ctrl_c)], initial_meta_params=start)
+  assert run.interrupted
+  assert int(run.training.state.outer_step) == 0
+  chex.assert_trees_all_equal(learned_opt.load_artifact(run.optimizer).meta_params, start)
+
+
 def test_resume_needs_a_run(tmp_path):
   with pytest.raises(FileNotFoundError, match=r"config\.json does not exist: there is no run"):
     train(tmp_path, resume=True)
@@ -458,6 +490,11 @@ def test_what_cannot_be_recorded_is_refused(tmp_path, changes, error, message):
     ({"patience": 0}, "patience must be an integer of at least 1, or None, got 0"),
     ({"steps_per_dispatch": 0}, "steps_per_dispatch"),
     ({"evaluation_steps": 0}, "evaluation_steps"),
+    ({"validation_steps": 0}, "validation_steps must be an integer of at least 1, or None"),
+    (
+      {"initial_meta_params": {"layer_0": np.zeros(3)}},
+      "initial_meta_params do not fit the architecture .*output/bias is missing",
+    ),
     ({"outer_learning_rate": 0.0}, "outer_learning_rate must be positive and finite"),
     ({"outer_learning_rate": math.nan}, "outer_learning_rate"),
     ({"max_meta_grad_norm": 0.0}, "max_meta_grad_norm must be positive or None"),

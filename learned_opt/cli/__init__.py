@@ -15,8 +15,10 @@ from learned_opt import devices
 
 if TYPE_CHECKING:
   from learned_opt.comparisons import Comparison
+  from learned_opt.curriculum import Curriculum
   from learned_opt.evaluate import Evaluation
   from learned_opt.runs import Recipe, Run
+  from learned_opt.search import Search, Trial
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,6 +93,108 @@ def run_recipe(
   with _session.errors_in_one_line(), devices.use(devices.mesh()):
     _session.use_compilation_cache()
     return _commands.run_recipe(recipe, pathlib.Path(out), resume=resume, plots=plots)
+
+
+def run_curriculum(
+  stages: Sequence["Recipe"],
+  out: str | os.PathLike[str],
+  *,
+  resume: bool = False,
+  plots: bool = True,
+) -> "Curriculum":
+  """As `run_recipe`, for the stages of a curriculum.
+
+  Args:
+    stages: what to do; see `learned_opt.curriculum.train`.
+    out: the folder of the curriculum.
+    resume: whether to continue the curriculum that is there.
+    plots: whether to draw the figures.
+
+  Returns:
+    The curriculum.
+
+  Raises:
+    SystemExit: as of `run_recipe`.
+
+  Example:
+    >>> import tempfile
+    >>> from learned_opt import cli, curriculum, estimators, optimizees, optimizers, runs
+    >>> recipe = runs.Recipe(
+    ...   name="lstm",
+    ...   optimizee=optimizees.quadratic(dimension=2),
+    ...   learned_optimizer=optimizers.lstm(hidden_size=4),
+    ...   estimator=estimators.full_unroll(5),
+    ...   num_outer_steps=4,
+    ...   validate_every=2,
+    ...   num_validation_problems=2,
+    ...   num_test_problems=2,
+    ...   baselines=(),
+    ... )
+    >>> stages = curriculum.over_horizons(recipe, estimators.full_unroll, (5, 10))
+    >>> done = cli.run_curriculum(stages, tempfile.mkdtemp(), plots=False)
+    optimizee: mean loss over 2 fresh problems
+    ...
+      state = tx.init(params)  # an optax.GradientTransformationExtraArgs
+  """
+  _check_extras()
+  from learned_opt.cli import _commands, _session
+
+  with _session.errors_in_one_line(), devices.use(devices.mesh()):
+    _session.use_compilation_cache()
+    return _commands.run_curriculum(stages, pathlib.Path(out), resume=resume, plots=plots)
+
+
+def run_search(
+  trials: Sequence["Trial"],
+  out: str | os.PathLike[str],
+  *,
+  num_problems: int = 128,
+  resume: bool = False,
+  plots: bool = True,
+) -> "Search":
+  """As `run_recipe`, for the trials of a search; prints a table of the trials as well.
+
+  Args:
+    trials: what to try; see `learned_opt.search.train`.
+    out: the folder of the search.
+    num_problems: validation problems on which the trials are compared.
+    resume: whether to continue the search that is there.
+    plots: whether to draw the figures.
+
+  Returns:
+    The search.
+
+  Raises:
+    SystemExit: as of `run_recipe`.
+
+  Example:
+    >>> import tempfile
+    >>> from learned_opt import cli, estimators, optimizees, optimizers, runs, search
+    >>> recipe = runs.Recipe(
+    ...   name="lstm",
+    ...   optimizee=optimizees.quadratic(dimension=2),
+    ...   learned_optimizer=optimizers.lstm(hidden_size=4),
+    ...   estimator=estimators.full_unroll(5),
+    ...   num_outer_steps=2,
+    ...   validate_every=2,
+    ...   num_validation_problems=2,
+    ...   num_test_problems=2,
+    ...   baselines=(),
+    ... )
+    >>> trials = search.grid(recipe, (1e-3, 1e-2), seeds=(0,))
+    >>> done = cli.run_search(trials, tempfile.mkdtemp(), num_problems=8, plots=False)
+    2 trials, validation loss, the best first
+    ...
+      state = tx.init(params)  # an optax.GradientTransformationExtraArgs
+  """
+  _check_extras()
+  from learned_opt.cli import _commands, _session
+
+  with _session.errors_in_one_line(), devices.use(devices.mesh()):
+    _session.use_compilation_cache()
+    return _commands.run_search(
+      trials, pathlib.Path(out), num_problems=num_problems, resume=resume, plots=plots
+    )
 
 
 def evaluate_recipe(

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import learned_opt
-from learned_opt import _run_folder, artifacts, benchmarks, comparisons, evaluate, runs
+from learned_opt import (
+  _run_folder,
+  artifacts,
+  benchmarks,
+  comparisons,
+  curriculum,
+  evaluate,
+  runs,
+  search,
+)
 from learned_opt._arrays import Path
 from learned_opt.cli import _options, _report, _session
 from learned_opt.cli._factories import FactoryConfig
@@ -59,6 +68,51 @@ def run_recipe(
     _session.say(_what_is_left(run))
     raise SystemExit(_session.INTERRUPTED)
   return run
+
+
+def run_curriculum(
+  stages: Sequence[runs.Recipe], out: pathlib.Path, *, resume: bool, plots: bool
+) -> curriculum.Curriculum:
+  """Trains with progress on stderr; prints the outcome; see `learned_opt.cli.run_curriculum`."""
+  with _report.Reporter() as reporter:
+    done = curriculum.train(
+      stages, out, resume=resume, callbacks=[reporter], plots=plots, on_progress=reporter.say
+    )
+  _report.print_run(done)
+  _exit_if_interrupted(done)
+  return done
+
+
+def run_search(
+  trials: Sequence[search.Trial],
+  out: pathlib.Path,
+  *,
+  num_problems: int,
+  resume: bool,
+  plots: bool,
+) -> search.Search:
+  """Searches with progress on stderr; prints the outcome; see `learned_opt.cli.run_search`."""
+  with _report.Reporter() as reporter:
+    done = search.train(
+      trials,
+      out,
+      num_problems=num_problems,
+      resume=resume,
+      callbacks=[reporter],
+      plots=plots,
+      on_progress=reporter.say,
+    )
+  if done.scores:
+    _report.print_scores(done.scores)
+  _report.print_run(done)
+  _exit_if_interrupted(done)
+  return done
+
+
+def _exit_if_interrupted(done: curriculum.Curriculum | search.Search) -> None:
+  if done.interrupted:
+    _session.say(f"interrupted: what is done is in {done.out}; --resume continues")
+    raise SystemExit(_session.INTERRUPTED)
 
 
 def evaluate_recipe(

@@ -13,11 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from learned_opt._run_folder import flatten
+from learned_opt._scores import Score, spread_of
 from learned_opt.artifacts import Artifact
 from learned_opt.benchmarks import Report
+from learned_opt.curriculum import Curriculum
 from learned_opt.evaluate import Evaluation, Row
-from learned_opt.meta_train import Progress
+from learned_opt.meta_train import History, Progress
 from learned_opt.runs import Run
+from learned_opt.search import Search
 
 # Of tables that are not printed to a terminal: a file has no width.
 _FILE_WIDTH = 140
@@ -38,7 +41,8 @@ class Reporter:
   def __init__(self):
     self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     self._bar: rich_progress.Progress | None = None
-    self._start: tuple[int, float] | None = None
+    self._start: tuple[int, float] = (0, 0.0)
+    self._history: History | None = None
 
   def __enter__(self) -> Self:
     return self
@@ -59,9 +63,9 @@ class Reporter:
 
   def __call__(self, progress: Progress) -> None:
     """Shows how far the training has come."""
-    if self._start is None:
-      # The first dispatch contained the compilation, and says nothing of the rate.
-      self._start = progress.outer_step, progress.seconds
+    if progress.history is not self._history or self._start[0] == 0:
+      # The first dispatch of a run contained the compilation, and says nothing of the rate.
+      self._start, self._history = (progress.outer_step, progress.seconds), progress.history
     words = f"{_losses(progress)}, {_pace(progress, *self._start)}"
     if self._console.is_terminal:
       self._update_bar(progress, words)
@@ -147,7 +151,26 @@ def table_steps(num_steps: int) -> tuple[int, ...]:
   return tuple(sorted({max(1, num_steps // 5), max(1, 2 * num_steps // 5), num_steps}))
 
 
-def print_run(run: Run) -> None:
+def print_scores(scores: Sequence[Score]) -> None:
+  """Prints the trials of a search, the best first, and those of each outer learning rate."""
+  table = _new_table(f"{len(scores)} trials, validation loss, the best first")
+  for heading in ("trial", "loss", "95 %", "best step"):
+    table.add_column(heading, justify="left" if heading == "trial" else "right")
+  for score in sorted(scores, key=lambda score: score.loss):
+    interval = "failed" if score.error else f"{_cell(score.low)} to {_cell(score.high)}"
+    table.add_row(score.name, _cell(score.loss), interval, _cell(score.best_step))
+  console = _stdout()
+  console.print(table)
+  table = _new_table("\nby outer learning rate")
+  for heading in ("rate", "trials", "failed", "best", "median", "worst"):
+    table.add_column(heading, justify="right")
+  for spread in spread_of(scores):
+    table.add_row(*map(_cell, spread))
+  console.print(table)
+  console.print()
+
+
+def print_run(run: Run | Curriculum | Search) -> None:
   """Prints what a run has written, and the Python that loads the optimizer."""
   if run.evaluation is not None:
     print_evaluation(run.evaluation)

@@ -121,7 +121,7 @@ def _observed(
   def init(params) -> Lesson:
     return Lesson(teacher.init(params), student.init(params), jnp.zeros(()))
 
-  def update(updates, state: Lesson, params=None, **extra):
+  def update(updates, state, params=None, **extra):
     targets, teacher_state = teacher.update(updates, state.teacher, params, **extra)
     outputs, student_state = student.update(updates, state.student, params, **extra)
     differences = optax.tree.sub(outputs, targets)

@@ -1,0 +1,108 @@
+"""What a run leaves: the artifact of the learned optimizer, and how it compares with baselines."""
+
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+
+from learned_opt import _run_folder, artifacts
+from learned_opt._recipe import Recipe, split_seed
+from learned_opt.evaluate import Candidate, Evaluation, Row
+from learned_opt.evaluate import evaluate as evaluate_candidates
+from learned_opt.meta_train import MetaTrainState
+
+Report = Callable[[str], None]
+
+
+def of_training(state: MetaTrainState) -> dict[str, Any]:
+  """What the card says of the training, beside the configuration."""
+  return {
+    "outer_steps_taken": int(state.outer_step),
+    "best_step": int(state.best_step),
+    "best_validation_loss": float(state.best_loss),
+    "device": next(iter(jnp.zeros(()).devices())).device_kind,
+  }
+
+
+def save(
+  recipe: Recipe,
+  meta_params: chex.ArrayTree,
+  record: Mapping[str, Any],
+  out: pathlib.Path,
+  evaluation: Evaluation | None = None,
+) -> pathlib.Path:
+  """Writes the artifact to the folder of a run, over the one that is there.
+
+  Args:
+    recipe: of the run.
+    meta_params: the best.
+    record: what the card says of how they were made.
+    out: the folder.
+    evaluation: what else the card says; None if there was none.
+
+  Returns:
+    The folder of the artifact.
+  """
+  return artifacts.save(
+    out / _run_folder.OPTIMIZER,
+    recipe.learned_optimizer,
+    meta_params,
+    recipe=record,
+    evaluation=None if evaluation is None else _summarize(evaluation),
+    overwrite=True,
+  )
+
+
+def judge(
+  recipe: Recipe,
+  meta_params: chex.ArrayTree,
+  record: Mapping[str, Any],
+  out: pathlib.Path,
+  plots: bool,
+  report: Report,
+) -> Evaluation | None:
+  """Evaluates, and writes the evaluation and the artifact with it; None after Ctrl-C."""
+  try:
+    evaluation = evaluate(recipe, meta_params, None, report)
+  except KeyboardInterrupt:
+    return None
+  _run_folder.write_evaluation(evaluation, out, plots=plots)
+  save(recipe, meta_params, record, out, evaluation)
+  return evaluation
+
+
+def evaluate(
+  recipe: Recipe, meta_params: chex.ArrayTree, num_steps: int | None, report: Report
+) -> Evaluation:
+  """Compares meta-params with tuned baselines, as the recipe says."""
+  return evaluate_candidates(
+    recipe.test_optimizee or recipe.optimizee,
+    [Candidate.from_learned(recipe.name, recipe.learned_optimizer, meta_params)],
+    num_steps=num_steps or recipe.evaluation_steps or recipe.estimator.horizon,
+    num_problems=recipe.num_test_problems,
+    key=split_seed(recipe.seed)[1],
+    baselines=recipe.baselines,
+    tuning_optimizee=recipe.tuning_optimizee or recipe.optimizee,
+    num_tuning_problems=recipe.num_tuning_problems,
+    objective=recipe.objective,
+    optimizee_name=recipe.optimizee_name,
+    on_progress=report,
+  )
+
+
+def _summarize(evaluation: Evaluation) -> dict[str, Any]:
+  """What the card says of the evaluation: its last losses, without the curves."""
+  return {
+    "optimizee": evaluation.optimizee,
+    "num_steps": evaluation.num_steps,
+    "num_problems": evaluation.num_problems,
+    "rows": [_summarize_row(row) for row in evaluation.rows()],
+  }
+
+
+def _summarize_row(row: Row) -> dict[str, Any]:
+  values = row._asdict()
+  (final_loss,) = values.pop("losses")
+  return {"name": values.pop("name"), "final_loss": final_loss, **values}
