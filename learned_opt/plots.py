@@ -2,36 +2,26 @@
 
 import itertools
 import math
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import jax.typing
 import numpy as np
 
-from learned_opt._arrays import Path, atomic_write
-from learned_opt.baselines import BASELINES
+from learned_opt._arrays import Path
+from learned_opt._figures import LEARNED_COLORS, colors_of, finite, new_panels, save, use_log_axis
 from learned_opt.evaluate import Evaluation, Result
 from learned_opt.meta_train import History
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
-  from matplotlib.figure import Figure
   from matplotlib.lines import Line2D
 
 # Curves of others by name: their steps and the losses there.
 Published = Mapping[str, tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]]
 
-# Okabe and Ito's colours, which remain distinct to colour-blind readers. Learned optimizers take
-# the strongest; the eighth, yellow, is too faint on white.
-_LEARNED_COLORS = ("#D55E00", "#000000", "#0072B2", "#009E73")
-_BASELINE_COLORS = ("#56B4E9", "#009E73", "#CC79A7", "#999999", "#E69F00", "#000000", "#0072B2")
-
 # A diverging baseline must not squeeze the others into the last tenth of the axis.
 _MAX_OVER_START = 10.0
-
-# Up to this range of the losses there is room for numbers at 1, 2 and 5 of each decade.
-_FEW_DECADES = 1e4
 
 
 def learning_curves_figure(
@@ -75,11 +65,11 @@ def learning_curves_figure(
     >>> path.read_bytes()[1:4]
     b'PNG'
   """
-  figure, axes = _new_figure()
-  colors = _colors(evaluation)
+  figure, (axes,) = new_panels([1])
+  colors = colors_of(evaluation.results)
   for name, result in evaluation.results.items():
     _draw_result(axes, name, result, colors[name])
-  unknown = itertools.cycle(_LEARNED_COLORS)
+  unknown = itertools.cycle(LEARNED_COLORS)
   for name, (steps, losses) in (published or {}).items():
     color = colors.get(name.lower()) or next(unknown)
     _draw_published(axes, name, np.asarray(steps), np.asarray(losses), color)
@@ -90,7 +80,7 @@ def learning_curves_figure(
   axes.set_xlabel("step")
   axes.set_ylabel("mean loss")
   _add_legend(axes)
-  _save(figure, path)
+  save(figure, path)
 
 
 def meta_training_figure(history: History, path: Path, *, title: str | None = None) -> None:
@@ -123,7 +113,7 @@ def meta_training_figure(history: History, path: Path, *, title: str | None = No
   if not history.meta_loss:
     raise ValueError("the history is empty: there is nothing to draw")
   diverged = np.asarray(history.num_diverged)
-  figure, panels = _new_panels([2, 2, 1] if diverged.any() else [2, 2])
+  figure, panels = new_panels([2, 2, 1] if diverged.any() else [2, 2])
   validation, meta_loss = panels[:2]
   _draw_validation(validation, history)
   _draw_meta_loss(meta_loss, np.asarray(history.meta_loss))
@@ -133,40 +123,40 @@ def meta_training_figure(history: History, path: Path, *, title: str | None = No
   panels[-1].set_xlabel("outer step")
   panels[-1].set_xlim(0, len(history.meta_loss))
   figure.align_ylabels()
-  _save(figure, path)
+  save(figure, path)
 
 
 def _draw_validation(axes: "Axes", history: History) -> None:
-  steps, losses = np.asarray(history.validation_step), _finite(np.asarray(history.validation_loss))
+  steps, losses = np.asarray(history.validation_step), finite(np.asarray(history.validation_loss))
   axes.set_ylabel("final validation loss")
   if np.isnan(losses).all():
     return
-  axes.plot(steps, losses, "o-", color=_LEARNED_COLORS[2], linewidth=1.5, markersize=3)
+  axes.plot(steps, losses, "o-", color=LEARNED_COLORS[2], linewidth=1.5, markersize=3)
   best = np.nanargmin(losses)
   axes.plot(
     steps[best],
     losses[best],
     "*",
-    color=_LEARNED_COLORS[0],
+    color=LEARNED_COLORS[0],
     markersize=12,
     clip_on=False,
     label=f"best: {losses[best]:.3g} at outer step {steps[best]:,}",
   )
   axes.legend(frameon=False)
-  _use_log_axis(axes)
+  use_log_axis(axes)
 
 
 def _draw_meta_loss(axes: "Axes", meta_loss: np.ndarray) -> None:
-  steps, meta_loss = _outer_steps(meta_loss), _finite(meta_loss)
-  axes.plot(steps, meta_loss, color=_LEARNED_COLORS[2], alpha=0.25, linewidth=0.8)
+  steps, meta_loss = _outer_steps(meta_loss), finite(meta_loss)
+  axes.plot(steps, meta_loss, color=LEARNED_COLORS[2], alpha=0.25, linewidth=0.8)
   window = max(1, meta_loss.size // 50)
   smooth = _moving_average(meta_loss, window)
   label = f"mean of {window} outer steps" if window > 1 else None
-  axes.plot(steps, smooth, color=_LEARNED_COLORS[2], linewidth=2.0, label=label)
+  axes.plot(steps, smooth, color=LEARNED_COLORS[2], linewidth=2.0, label=label)
   axes.set_ylabel("meta-loss")
   if label:
     axes.legend(frameon=False)
-  _use_log_axis(axes)
+  use_log_axis(axes)
 
 
 def _draw_diverged(axes: "Axes", diverged: np.ndarray) -> None:
@@ -174,7 +164,7 @@ def _draw_diverged(axes: "Axes", diverged: np.ndarray) -> None:
 
   # At least as wide as can be seen.
   width = max(1.0, diverged.size / 500)
-  axes.bar(_outer_steps(diverged), diverged, width=width, color=_LEARNED_COLORS[0])
+  axes.bar(_outer_steps(diverged), diverged, width=width, color=LEARNED_COLORS[0])
   axes.set_ylabel("diverged")
   axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
 
@@ -197,62 +187,16 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
   return np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)
 
 
-def _new_figure() -> tuple["Figure", "Axes"]:
-  figure, (axes,) = _new_panels([1])
-  return figure, axes
-
-
-def _new_panels(heights: Sequence[float]) -> tuple["Figure", list["Axes"]]:
-  """Axes of the given relative heights, one above the other, over the same horizontal axis."""
-  try:
-    from matplotlib.figure import Figure
-  except ImportError as error:
-    raise ImportError(
-      "figures need matplotlib: pip install 'learned_opt[plots]', or pip install matplotlib"
-    ) from error
-  # No pyplot: it would choose a window system and keep the figure alive.
-  figure = Figure(figsize=(8, 5), dpi=130, layout="constrained")
-  grid = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
-  for axes in grid[:, 0]:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-  return figure, list(grid[:, 0])
-
-
 def _set_limits(axes: "Axes", num_steps: int, top: float) -> None:
   axes.set_xlim(0, num_steps)
-  _use_log_axis(axes, top)
-
-
-def _use_log_axis(axes: "Axes", top: float = math.inf) -> None:
-  """Makes the vertical axis logarithmic if all that is drawn is positive; it ends at `top`."""
-  from matplotlib.ticker import LogLocator, StrMethodFormatter
-
-  losses = np.concatenate([np.asarray(line.get_ydata()) for line in axes.get_lines()])
-  losses = losses[np.isfinite(losses)]
-  if not losses.size or losses.min() <= 0:
-    return
-  low, high = losses.min(), losses.max()
-  axes.set_yscale("log")
-  axes.set_ylim(low / 1.2, min(1.2 * high, top))
-  if high / low < _FEW_DECADES:
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter("")
-
-
-def _colors(evaluation: Evaluation) -> dict[str, str]:
-  """One colour an optimizer; a baseline has the same one in all figures."""
-  baselines = dict(zip(BASELINES, _BASELINE_COLORS, strict=True))
-  learned = itertools.cycle(_LEARNED_COLORS)
-  return {name: baselines.get(name) or next(learned) for name in evaluation.results}
+  use_log_axis(axes, top)
 
 
 def _draw_result(axes: "Axes", name: str, result: Result, color: str) -> None:
   learned = result.learning_rate is None
   label = name if learned else f"{name} ({result.learning_rate:.2g})"
   steps = np.arange(result.mean.size)
-  mean, low, high = (_finite(curve) for curve in (result.mean, result.low, result.high))
+  mean, low, high = (finite(curve) for curve in (result.mean, result.low, result.high))
   axes.plot(
     steps,
     mean,
@@ -271,12 +215,7 @@ def _draw_published(
     raise ValueError(
       f"published[{name!r}] must be two vectors of one length, got {steps.shape} and {losses.shape}"
     )
-  axes.plot(steps, _finite(losses), "--", color=color, linewidth=1.0, label=f"{name} (published)")
-
-
-def _finite(curve: np.ndarray) -> np.ndarray:
-  """The curve with NaN, which is not drawn, where it is infinite."""
-  return np.where(np.isfinite(curve), curve, np.nan)
+  axes.plot(steps, finite(losses), "--", color=color, linewidth=1.0, label=f"{name} (published)")
 
 
 def _add_legend(axes: "Axes") -> None:
@@ -295,9 +234,3 @@ def _add_legend(axes: "Axes") -> None:
     frameon=False,
     alignment="left",
   )
-
-
-def _save(figure: "Figure", path: Path) -> None:
-  suffix = pathlib.Path(path).suffix.removeprefix(".") or "png"
-  with atomic_write(path) as file:
-    figure.savefig(file, format=suffix)

@@ -43,9 +43,9 @@ def evaluation(**results):
 def draw(monkeypatch, tmp_path):
   """Draws a figure and gives its axes."""
   figures = []
-  save = plots._save
+  save = plots.save
   monkeypatch.setattr(
-    plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path))
+    plots, "save", lambda figure, path: (figures.append(figure), save(figure, path))
   )
 
   def run(evaluation, **options):

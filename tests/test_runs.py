@@ -575,7 +575,7 @@ def history(meta_loss, num_diverged=None, validation_loss=(2.0, 1.0)):
 def drawn(monkeypatch):
   """The figures that were saved."""
   figures = []
-  monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+  monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
   return figures
 
 
