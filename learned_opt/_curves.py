@@ -88,7 +88,7 @@ def learning_curves(
   optimizee = devices.replicate(optimizee)
   inner = _inner(optimizee)
   # Without this a Python float and an array of the same value would compile twice.
-  hyperparams = jax.tree.map(_as_array, hyperparams)
+  hyperparams = jax.tree.map(as_array, hyperparams)
   losses, metrics = [], []
   for block_keys in _blocks(keys, block_size):
     problems = _draw(inner, block_keys)
@@ -166,7 +166,8 @@ def _metrics(
   return jax.vmap(optimizee.metrics, in_axes=(0, 0, None))(params, constants, optimizee.data)
 
 
-def _as_array(leaf: chex.Numeric) -> jax.Array:
+def as_array(leaf: chex.Numeric) -> jax.Array:
+  """The number as an array with a dtype of its own, whether it is Python's, NumPy's or JAX's."""
   return jnp.asarray(leaf, jnp.result_type(leaf))
 
 

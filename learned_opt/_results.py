@@ -183,8 +183,8 @@ def _result_to_json(result: Result) -> dict[str, Any]:
     **result.cost._asdict(),
   }
   if result.metrics:
-    json["metrics"] = {name: interval._asdict() for name, interval in result.metrics.items()}
-  return _as_json(json)
+    json["metrics"] = result.metrics
+  return as_json(json)
 
 
 def evaluation_from_json(json: Mapping[str, Any]) -> Evaluation:
@@ -224,19 +224,21 @@ def _from_json(value: Any, if_none: float) -> np.ndarray:
   return np.where(np.isnan(values), if_none, values)
 
 
-def _as_json(value: Any) -> Any:
-  """Plain Python values; JSON knows neither NaN nor infinity.
+def as_json(value: Any) -> Any:
+  """Plain Python values, named tuples as objects; JSON knows neither NaN nor infinity.
 
   >>> import numpy as np
-  >>> _as_json({"a": np.array([1.0, np.nan]), "b": (2, None)})
+  >>> as_json({"a": np.array([1.0, np.nan]), "b": (2, None)})
   {'a': [1.0, None], 'b': [2, None]}
   """
+  if hasattr(value, "_asdict"):
+    value = value._asdict()
   if isinstance(value, dict):
-    return {key: _as_json(item) for key, item in value.items()}
+    return {key: as_json(item) for key, item in value.items()}
   if isinstance(value, np.ndarray | np.generic):
-    return _as_json(value.tolist())
+    return as_json(value.tolist())
   if isinstance(value, list | tuple):
-    return [_as_json(item) for item in value]
+    return [as_json(item) for item in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   return value
