@@ -14,6 +14,26 @@ def count(params: chex.ArrayTree) -> int:
   return sum(np.size(leaf) for leaf in jax.tree.leaves(params))
 
 
+def name(tree: chex.ArrayTree, coordinate: int) -> str:
+  """Where in a tree a coordinate is: the path of its leaf, and its index there.
+
+  >>> tree = {"bias": np.zeros(()), "w": np.zeros((2, 3))}
+  >>> name(tree, 0), name(tree, 5), name(np.zeros(3), 2)
+  ('bias', 'w[1, 1]', 'params[2]')
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if coordinate < leaf.size:
+      index = [int(i) for i in np.unravel_index(coordinate, leaf.shape)]
+      return (path_name(path) or "params") + (str(index) if index else "")
+    coordinate -= leaf.size
+  raise IndexError("the tree does not have so many coordinates")
+
+
+def path_name(path: jax.tree_util.KeyPath) -> str:
+  """A path in a tree as people write it: ``layers.0.c``; empty for the whole tree."""
+  return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
 def flatten(
   grads: chex.ArrayTree, params: chex.ArrayTree | None, dtype: np.dtype, expected: int
 ) -> jax.Array:

@@ -24,8 +24,21 @@ _BASELINE_COLORS = ("#56B4E9", "#009E73", "#CC79A7", "#999999", "#E69F00", "#000
 _FEW_DECADES = 1e4
 
 
-def new_panels(heights: Sequence[float]) -> tuple["Figure", list["Axes"]]:
+def new_panels(
+  heights: Sequence[float], total_height: float = 5.0
+) -> tuple["Figure", list["Axes"]]:
   """Axes of the given relative heights, one above the other, over the same horizontal axis."""
+  figure, grid = new_grid(len(heights), 1, total_height, heights)
+  return figure, list(grid[:, 0])
+
+
+def new_grid(
+  num_rows: int,
+  num_columns: int,
+  total_height: float = 5.0,
+  heights: Sequence[float] | None = None,
+) -> tuple["Figure", np.ndarray]:
+  """Axes in rows and columns, all over the same horizontal axis; the heights are in inches."""
   try:
     from matplotlib.figure import Figure
   except ImportError as error:
@@ -33,12 +46,12 @@ def new_panels(heights: Sequence[float]) -> tuple["Figure", list["Axes"]]:
       "figures need matplotlib: pip install 'learned_opt[plots]', or pip install matplotlib"
     ) from error
   # No pyplot: it would choose a window system and keep the figure alive.
-  figure = Figure(figsize=(8, 5), dpi=130, layout="constrained")
-  grid = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)
-  for axes in grid[:, 0]:
+  figure = Figure(figsize=(8, total_height), dpi=130, layout="constrained")
+  grid = figure.subplots(num_rows, num_columns, sharex=True, squeeze=False, height_ratios=heights)
+  for axes in grid.flat:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
-  return figure, list(grid[:, 0])
+  return figure, grid
 
 
 def use_log_axis(axes: "Axes", top: float = math.inf) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 
 from learned_opt._arrays import Path
 from learned_opt._figures import LEARNED_COLORS, colors_of, finite, new_panels, save, use_log_axis
+from learned_opt._inspection_figures import counterfactuals_figure as counterfactuals_figure
+from learned_opt._inspection_figures import proposals_figure as proposals_figure
+from learned_opt._inspection_figures import trajectory_figure as trajectory_figure
 from learned_opt.evaluate import Evaluation, Result
 from learned_opt.meta_train import History
 
