@@ -24,10 +24,15 @@ LEARNING_CURVES = "learning_curves.png"
 META_TRAINING = "meta_training.png"
 CURRICULUM = "curriculum.json"
 SEARCH = "search.json"
+INSPECTION = "inspection.json"
+PROPOSALS = "proposals.png"
+COUNTERFACTUALS = "counterfactuals.png"
+TRAJECTORY = "trajectory.png"
 
 _CONTENTS = (
   *(CONFIG, HISTORY, CHECKPOINT, CURRICULUM, SEARCH),
   *(OPTIMIZER, META_TRAINING, EVALUATION, LEARNING_CURVES),
+  *(INSPECTION, PROPOSALS, COUNTERFACTUALS, TRAJECTORY),
 )
 
 

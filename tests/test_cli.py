@@ -225,6 +225,56 @@ def test_name_of_the_optimizer(trained, shipped):
   assert _commands._optimizer_name("somewhere/mine", without) == "mine"
 
 
+# --- inspect
+
+
+def test_inspect_prints_and_writes_what_it_finds(trained, tmp_path):
+  out = tmp_path / "seen"
+  argv = ["inspect", trained[2] / "optimizer", "--baselines", "sgd", "--num-tuning-problems", 2]
+  code, stdout, stderr = call(*argv, "--json", "--out", out)
+  assert code == 0, stderr
+  assert stdout.count("\n") == 1
+  printed = json.loads(stdout)
+  assert printed == json.loads((out / "inspection.json").read_text())
+  assert {path.name for path in out.iterdir()} == {
+    *("config.json", "inspection.json"),
+    *("proposals.png", "counterfactuals.png", "trajectory.png"),
+  }
+  proposals, counterfactuals = printed["proposals"], printed["counterfactuals"]
+  # The problems and the number of steps are those on the card.
+  assert (printed["optimizee"], len(proposals["losses"])) == ("quadratic", 11)
+  assert counterfactuals["steps"] == [1, 2, 4, 8]
+  (coordinate,) = proposals["coordinates"].items()
+  assert coordinate == (str(counterfactuals["coordinate"]), counterfactuals["name"])
+  rate = printed["learning_rates"]["sgd"]
+  assert proposals["optimizers"]["sgd"]["effective_rate"] == pytest.approx([rate] * 10, rel=1e-5)
+  largest = np.abs(proposals["gradients"]).max()
+  grid = np.linspace(-largest, largest, 61)
+  np.testing.assert_allclose(counterfactuals["gradients"], grid, rtol=1e-6, atol=1e-7)
+  for updates in counterfactuals["updates"]["sgd"]:
+    np.testing.assert_allclose(updates, -rate * grid, rtol=1e-5, atol=1e-7)
+  assert np.shape(counterfactuals["updates"]["lstm"]) == (4, 61)
+  code, _, stderr = call(*argv, "--out", out)
+  assert code == 2
+  assert "exists and is not empty: choose another folder" in stderr
+
+
+def test_inspect_takes_what_it_is_given(trained):
+  argv = [
+    *("inspect", trained[2] / "optimizer", "--baselines", "sgd", "--learning-rates", 0.125),
+    *("--coordinate", 1, "--steps", 2, 3, 5, 10, "--max-gradient", 0.5),
+  ]
+  code, stdout, stderr = call(*argv)
+  assert code == 0, stderr
+  title, heading, lstm, sgd = stdout.splitlines()
+  assert title.strip() == "quadratic: proposed along 10 steps of lstm"
+  assert heading.split()[:2] == ["optimizer", "learning"]
+  assert lstm.split()[:2] == ["lstm", "-"]
+  assert sgd.split() == ["sgd", *["0.125"] * 4, "1", "0.125"]
+  assert "coordinate params[1]" in stderr
+  assert "tuning" not in stderr
+
+
 # --- list and info
 
 
@@ -275,7 +325,7 @@ def test_info_shows_evaluations_of_other_kinds(tmp_path):
 # --- Options from factories.
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "inspect"])
 def test_help_lists_all_there_is_to_choose(command):
   code, stdout, _ = call(command, "--help")
   assert code == 0
@@ -448,6 +498,15 @@ def test_folders_of_data_reach_the_loader(monkeypatch, tmp_path):
     (["train", "--device", "abacus"], "there are: cpu:0"),
     (["info", "nothing"], "there is no learned optimizer 'nothing'"),
     (["evaluate", "./nothing", "--json"], "there is no learned optimizer './nothing'"),
+    (["inspect", "nothing"], "there is no learned optimizer 'nothing'"),
+    (["inspect", "lstm-quadratic", "--coordinate", "10"], "between 0 and 9, got 10"),
+    (["inspect", "lstm-quadratic", "--num-steps", "0"], "num_steps must be an integer of at least"),
+    (["inspect", "lstm-quadratic", "--steps", "0"], "increasing numbers between 1 and 100"),
+    (["inspect", "lstm-quadratic", "--steps", "101"], "increasing numbers between 1 and 100"),
+    (["inspect", "lstm-quadratic", "--max-gradient", "0"], "max_gradient must be positive"),
+    (["inspect", "lstm-quadratic", "--baselines", "adamm"], "did you mean 'adam'?"),
+    (["inspect", "lstm-quadratic", "--learning-rates", "1"], "learning_rates must be 2 positive"),
+    (["inspect", "lstm-quadratic", "--out", __file__], "exists and is not empty"),
     (["train", "--out", __file__], "exists and is not empty"),
     (["train", "--out", f"{__file__}/run"], "cannot write to"),
     (["train", "--resume", "--out", "nowhere"], "there is no run to resume"),

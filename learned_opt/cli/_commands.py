@@ -19,7 +19,7 @@ from learned_opt import (
   search,
 )
 from learned_opt._arrays import Path
-from learned_opt.cli import _options, _report, _session
+from learned_opt.cli import _inspection, _options, _report, _session
 from learned_opt.cli._factories import FactoryConfig
 
 
@@ -190,7 +190,8 @@ def _evaluate(options: Any) -> int:
   with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
     artifact = artifacts.load_artifact(options.name_or_path)
     name = _optimizer_name(options.name_or_path, artifact)
-    _make_folder(options)
+    names = ("name_or_path", "num_steps", "num_problems", "num_tuning_problems", "baselines")
+    _make_folder(options, (*names, "objective", "seed"))
     splits = _options.optimizee_splits(config)
     problems = _options.optimizee_name(config)
     reporter.say(f"evaluating {name} on {problems}, {options.num_steps} steps")
@@ -217,14 +218,32 @@ def _evaluate(options: Any) -> int:
   return 0
 
 
-def _make_folder(options: Any) -> None:
-  """Makes the folder of an evaluation, with what the evaluation is to be."""
+def _inspect(options: Any) -> int:
+  as_json = options.session.json
+  with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
+    artifact = artifacts.load_artifact(options.name_or_path)
+    name = _optimizer_name(options.name_or_path, artifact)
+    names = ("name_or_path", "num_steps", "coordinate", "steps", "max_gradient", "baselines")
+    _make_folder(options, (*names, "learning_rates", "num_tuning_problems", "seed"))
+    leader = evaluate.Candidate.from_learned(name, artifact.learned_optimizer, artifact.meta_params)
+    inspection = _inspection.inspect_optimizer(options, leader, reporter.say)
+    if options.out is not None:
+      _inspection.write(inspection, options.out, plots=options.plots)
+  if as_json:
+    _print_json(inspection.to_json())
+    return 0
+  _inspection.print_inspection(inspection)
+  _report.print_files(_run_folder.contents(options.out) if options.out is not None else ())
+  return 0
+
+
+def _make_folder(options: Any, names: Sequence[str]) -> None:
+  """Makes the folder of what a command finds, with the options that decide it."""
   if options.out is None:
     return
   if options.plots:
     runs.check_matplotlib()
-  names = ("name_or_path", "num_steps", "num_problems", "num_tuning_problems", "baselines")
-  config = {name: getattr(options, name) for name in (*names, "objective", "seed")}
+  config = {name: getattr(options, name) for name in names}
   _run_folder.make(options.out, {**config, "optimizee": options.optimizee_options.record()})
 
 
@@ -286,6 +305,7 @@ def _bench(options: _options.BenchOptions) -> int:
 _COMMANDS: dict[str, Callable[[Any], int]] = {
   "train": _train,
   "evaluate": _evaluate,
+  "inspect": _inspect,
   "list": _list,
   "info": _info,
   "bench": _bench,

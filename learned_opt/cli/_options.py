@@ -242,6 +242,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
   types = {
     "train": _train_options(_choices(argv, {})),
     "evaluate": _evaluate_options(_choices(argv, _defaults_of_card(argv))),
+    "inspect": _inspect_options(_choices(argv, _defaults_of_card(argv))),
     "list": ListOptions,
     "info": InfoOptions,
     "bench": BenchOptions,
@@ -249,6 +250,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
   descriptions = {
     "train": "Meta-train a learned optimizer, save it and compare it with tuned baselines.",
     "evaluate": "Judge a learned optimizer beside tuned baselines, on fresh problems.",
+    "inspect": "Look at what a learned optimizer does, step by step, beside tuned baselines.",
     "list": "Show the learned optimizers that are shipped with the library.",
     "info": "Show what a learned optimizer is, how it was made and how good it is.",
     "bench": "Measure what meta-gradients, updates and the start of a process cost here.",
@@ -301,10 +303,6 @@ def _train_options(choices: Choices) -> type:
 
 
 def _evaluate_options(choices: Choices) -> type:
-  help_texts = parameter_help(evaluation.evaluate) | {
-    "seed": parameter_help(runs.Recipe)["seed"],
-    "objective": parameter_help(runs.Recipe)["objective"],
-  }
   types = {
     "num_steps": (int, 100),
     "num_problems": (int, 128),
@@ -312,6 +310,51 @@ def _evaluate_options(choices: Choices) -> type:
     "baselines": (tuple[str, ...], tuple(evaluation.BASELINES)),
     "objective": (runs.Recipe.__annotations__["objective"], "final"),
     "seed": (int, 0),
+  }
+  return _options_on_problems("EvaluateOptions", types, {}, choices)
+
+
+def _inspect_options(choices: Choices) -> type:
+  types = {
+    "num_steps": (int, 100),
+    "coordinate": (int | None, None),
+    "steps": (tuple[int, ...], ()),
+    "max_gradient": (float | None, None),
+    "baselines": (tuple[str, ...], ("adam", "sgd")),
+    "learning_rates": (tuple[float, ...], ()),
+    "num_tuning_problems": (int, 8),
+    "seed": (int, 0),
+  }
+  help_texts = {
+    "num_steps": "T, the updates of the learned optimizer that are applied to one problem.",
+    "coordinate": "whose updates are shown: its flat index, counted leaf after leaf; by default "
+    "one is drawn, of those whose gradient is not zero where the problem starts.",
+    "steps": "where its update is shown as a function of its gradient; by default powers of two "
+    "up to 32.",
+    "max_gradient": "how large these gradients are; by default as large as the true ones.",
+    "learning_rates": "of the baselines; by default they are tuned.",
+  }
+  return _options_on_problems("InspectOptions", types, help_texts, choices)
+
+
+def _options_on_problems(
+  name: str,
+  types: Mapping[str, tuple[Any, Any]],
+  help_texts: Mapping[str, str],
+  choices: Choices,
+) -> type:
+  """The options of a command that runs a saved optimizer on problems.
+
+  Args:
+    name: of the class.
+    types: by option, its type and its default.
+    help_texts: of options that do not mean what they mean for `evaluate`.
+    choices: what decides between alternatives.
+  """
+  help_texts = {
+    **parameter_help(evaluation.evaluate),
+    **{option: parameter_help(runs.Recipe)[option] for option in ("seed", "objective")},
+    **help_texts,
   }
   fields = [
     Field("name_or_path", _NameOrPath, dataclasses.MISSING),
@@ -322,14 +365,18 @@ def _evaluate_options(choices: Choices) -> type:
       choices,
     ),
     *(
-      Field(name, Annotated[hint, arg(help=help_texts[name])], choices.default(name, fallback))
-      for name, (hint, fallback) in types.items()
+      Field(
+        option,
+        Annotated[hint, arg(help=help_texts[option])],
+        choices.default(option, fallback),
+      )
+      for option, (hint, fallback) in types.items()
     ),
-    _path("out", "a folder for the result and the figure of it, which is made."),
-    _flag("plots", True, "draw the figure in that folder, which needs matplotlib."),
+    _path("out", "a folder for the result and its figures, which is made."),
+    _flag("plots", True, "draw the figures in that folder, which needs matplotlib."),
     _group("session", Session),
   ]
-  return _dataclass("EvaluateOptions", fields)
+  return _dataclass(name, fields)
 
 
 def _choices(argv: Sequence[str], card: Mapping[str, Any]) -> Choices:
@@ -348,8 +395,8 @@ def _choices(argv: Sequence[str], card: Mapping[str, Any]) -> Choices:
 
 
 def _defaults_of_card(argv: Sequence[str]) -> dict[str, Any]:
-  """The problems on which the optimizer of ``evaluate NAME_OR_PATH`` was trained."""
-  if len(argv) < 2 or argv[0] != "evaluate" or argv[1].startswith("-"):
+  """The problems on which the optimizer of ``evaluate`` or ``inspect NAME_OR_PATH`` was trained."""
+  if len(argv) < 2 or argv[0] not in ("evaluate", "inspect") or argv[1].startswith("-"):
     return {}
   try:
     recipe = artifacts.load_artifact(argv[1]).card["recipe"] or {}

@@ -129,14 +129,23 @@ def print_evaluation(evaluation: Evaluation) -> None:
   steps = table_steps(evaluation.num_steps)
   rows = sorted(evaluation.rows(steps), key=lambda row: row.losses[-1])
   any_diverged = any(row.num_diverged for row in rows)
-  cells = [_cells(row, steps, any_diverged) for row in rows]
-  table = _new_table(
-    f"{evaluation.optimizee}: mean loss over {evaluation.num_problems:,} fresh problems"
+  print_optimizers(
+    f"{evaluation.optimizee}: mean loss over {evaluation.num_problems:,} fresh problems",
+    [_cells(row, steps, any_diverged) for row in rows],
   )
-  for heading in cells[0]:
+
+
+def print_optimizers(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Prints values by their headings, the first of which is the optimizer's name.
+
+  Rows without a learning rate are bold: the learned optimizers.
+  """
+  table = _new_table(title)
+  for heading in rows[0]:
     table.add_column(heading, justify="left" if heading == "optimizer" else "right")
-  for row, one in zip(rows, cells, strict=True):
-    table.add_row(*one.values(), style="bold" if row.learning_rate is None else None)
+  for row in rows:
+    learned = row["learning rate"] is None
+    table.add_row(*map(_cell, row.values()), style="bold" if learned else None)
   _stdout().print(table)
 
 
@@ -297,10 +306,11 @@ def _new_table(title: str | None) -> Table:
   )
 
 
-def _cells(row: Row, steps: Sequence[int], any_diverged: bool) -> dict[str, str]:
+def _cells(row: Row, steps: Sequence[int], any_diverged: bool) -> dict[str, Any]:
   """The cells of a row by their columns."""
   flops = row.flops_per_step
-  values = {
+  return {
+    "optimizer": row.name,
     "learning rate": row.learning_rate,
     **{f"step {step}": loss for step, loss in zip(steps, row.losses, strict=True)},
     f"95 % at {steps[-1]}": f"{_cell(row.low)} to {_cell(row.high)}",
@@ -311,7 +321,6 @@ def _cells(row: Row, steps: Sequence[int], any_diverged: bool) -> dict[str, str]
     "state bytes": row.state_bytes,
     **({"diverged": row.num_diverged} if any_diverged else {}),
   }
-  return {"optimizer": row.name, **{heading: _cell(value) for heading, value in values.items()}}
 
 
 def _cell(value: Any) -> str:
