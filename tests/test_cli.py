@@ -271,8 +271,16 @@ def test_inspect_takes_what_it_is_given(trained):
   assert heading.split()[:2] == ["optimizer", "learning"]
   assert lstm.split()[:2] == ["lstm", "-"]
   assert sgd.split() == ["sgd", *["0.125"] * 4, "1", "0.125"]
-  assert "coordinate params[1]" in stderr
+  assert "coordinate 1: params[1]" in stderr
   assert "tuning" not in stderr
+
+
+def test_a_mistake_leaves_no_folder_in_the_way(trained, tmp_path):
+  argv = ("--coordinate", 2, "--out", tmp_path / "seen")
+  code, _, stderr = call("inspect", trained[2] / "optimizer", *argv)
+  assert (code, stderr.count("\n")) == (2, 1)
+  assert "coordinates must be between 0 and 1, got 2" in stderr
+  assert not (tmp_path / "seen").exists()
 
 
 # --- list and info

@@ -223,10 +223,11 @@ def _inspect(options: Any) -> int:
   with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
     artifact = artifacts.load_artifact(options.name_or_path)
     name = _optimizer_name(options.name_or_path, artifact)
+    subject = _inspection.find_subject(options)
     names = ("name_or_path", "num_steps", "coordinate", "steps", "max_gradient", "baselines")
     _make_folder(options, (*names, "learning_rates", "num_tuning_problems", "seed"))
     leader = evaluate.Candidate.from_learned(name, artifact.learned_optimizer, artifact.meta_params)
-    inspection = _inspection.inspect_optimizer(options, leader, reporter.say)
+    inspection = _inspection.inspect_optimizer(options, subject, leader, reporter.say)
     if options.out is not None:
       _inspection.write(inspection, options.out, plots=options.plots)
   if as_json:

@@ -42,34 +42,71 @@ class Inspection(NamedTuple):
     return as_json(self)
 
 
-def inspect_optimizer(options: Any, leader: Candidate, report: Callable[[str], None]) -> Inspection:
-  """Runs an optimizer on one problem, and asks baselines what they would do."""
+class Subject(NamedTuple):
+  """What is looked at.
+
+  Attributes:
+    optimizee: the problems, one of which is optimized.
+    tuning_optimizee: those for which the baselines are tuned.
+    optimizee_name: what they are called.
+    coordinate: its flat index.
+    coordinate_name: where it is in the params.
+    key: decides the problem.
+    tuning_key: decides those of the tuning.
+  """
+
+  optimizee: Optimizee
+  tuning_optimizee: Optimizee
+  optimizee_name: str
+  coordinate: int
+  coordinate_name: str
+  key: chex.PRNGKey
+  tuning_key: chex.PRNGKey
+
+
+def find_subject(options: Any) -> Subject:
+  """Checks the options, and chooses the problem and the coordinate.
+
+  Raises:
+    ValueError: if an option is out of its range.
+  """
   _check(options)
   splits = _options.optimizee_splits(options.optimizee_options)
-  optimizee, problems = splits["test"], _options.optimizee_name(options.optimizee_options)
+  optimizee, coordinate = splits["test"], options.coordinate
   key, tuning_key = jax.random.split(runs.split_seed(options.seed)[1])
-  coordinates = [options.coordinate]
-  if options.coordinate is None:
-    coordinates = inspect.draw_coordinates(optimizee, 1, key)
-  (name,) = inspect.coordinate_names(optimizee, coordinates).values()
-  report(f"inspecting {leader.name} on {problems}, {options.num_steps} steps, coordinate {name}")
-  rates = _learning_rates(options, splits["train"], tuning_key, report)
+  if coordinate is None:
+    (coordinate,) = inspect.draw_coordinates(optimizee, 1, key)
+  (name,) = inspect.coordinate_names(optimizee, [coordinate]).values()
+  problems = _options.optimizee_name(options.optimizee_options)
+  return Subject(optimizee, splits["train"], problems, coordinate, name, key, tuning_key)
+
+
+def inspect_optimizer(
+  options: Any, subject: Subject, leader: Candidate, report: Callable[[str], None]
+) -> Inspection:
+  """Runs an optimizer on one problem, and asks baselines what they would do."""
+  optimizee, coordinate, key = subject.optimizee, subject.coordinate, subject.key
+  report(
+    f"inspecting {leader.name} on {subject.optimizee_name}, {options.num_steps} steps, "
+    f"coordinate {coordinate}: {subject.coordinate_name}"
+  )
+  rates = _learning_rates(options, subject, report)
   others = [Candidate(one.name, one.make, np.float32(rate)) for one, rate in rates]
   proposals = inspect.proposed_updates(
-    optimizee, leader, others, num_steps=options.num_steps, coordinates=coordinates, key=key
+    optimizee, leader, others, num_steps=options.num_steps, coordinates=[coordinate], key=key
   )
   report("asking for other gradients")
   counterfactuals = inspect.counterfactual_updates(
     optimizee,
     leader,
     others,
-    coordinate=coordinates[0],
+    coordinate=coordinate,
     steps=options.steps or [step for step in _STEPS if step <= options.num_steps],
     gradients=_gradients(options.max_gradient, proposals.gradients),
     key=key,
   )
   by_name = {baseline.name: rate for baseline, rate in rates}
-  return Inspection(problems, by_name, proposals, counterfactuals)
+  return Inspection(subject.optimizee_name, by_name, proposals, counterfactuals)
 
 
 def _check(options: Any) -> None:
@@ -88,14 +125,19 @@ def _check(options: Any) -> None:
 
 
 def _learning_rates(
-  options: Any, optimizee: Optimizee, key: chex.PRNGKey, report: Callable[[str], None]
+  options: Any, subject: Subject, report: Callable[[str], None]
 ) -> list[tuple[baselines.Baseline, float]]:
   """The baselines with the learning rates that were given, or tuned as in an evaluation."""
 
   def tune(baseline: baselines.Baseline) -> float:
     report(f"tuning {baseline.name}")
-    numbers = {"num_steps": options.num_steps, "num_problems": options.num_tuning_problems}
-    return baselines.tune(optimizee, baseline, key=key, **numbers).learning_rate
+    return baselines.tune(
+      subject.tuning_optimizee,
+      baseline,
+      num_steps=options.num_steps,
+      num_problems=options.num_tuning_problems,
+      key=subject.tuning_key,
+    ).learning_rate
 
   chosen = baselines.find_baselines(options.baselines)
   return list(zip(chosen, options.learning_rates or map(tune, chosen), strict=True))
