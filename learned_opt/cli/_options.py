@@ -333,6 +333,7 @@ def _inspect_options(choices: Choices) -> type:
     "up to 32.",
     "max_gradient": "how large these gradients are; by default as large as the true ones.",
     "learning_rates": "of the baselines; by default they are tuned.",
+    "num_tuning_problems": "on how many problems.",
   }
   return _options_on_problems("InspectOptions", types, help_texts, choices)
 
