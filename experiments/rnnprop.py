@@ -146,14 +146,19 @@ def _networks(size: Size) -> dict[str, tuple[Optimizee, Optimizee]]:
     "convolutions": _splits(
       optimizees.conv_classifier, _dataset(size.dataset), (8, 16), 16, initial_scale=0.1
     ),
-    "sines": (optimizees.noisy_sines(), optimizees.noisy_sines()),
-    "sines-2-layers": (optimizees.noisy_sines(num_layers=2),) * 2,
-    "sines-less-noise": (optimizees.noisy_sines(noise=0.01),) * 2,
+    "sines": _sines(),
+    "sines-2-layers": _sines(num_layers=2),
+    "sines-less-noise": _sines(noise=0.01),
   }
 
 
 def _images(size: Size, **options: Any) -> tuple[Optimizee, Optimizee]:
   return _splits(optimizees.mlp_classifier, _dataset(size.dataset), initial_scale=0.1, **options)
+
+
+def _sines(**options: Any) -> tuple[Optimizee, Optimizee]:
+  optimizee = optimizees.noisy_sines(**options)
+  return optimizee, optimizee
 
 
 def _splits(

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,7 @@ class Predictor(nn.Module):
         bias_init=init,
         name=f"layer_{index}",
       )
-      x = nn.RNN(cell)(x)
+      x = jnp.asarray(nn.RNN(cell)(x))
     return nn.Dense(1, kernel_init=init, bias_init=init, name="output")(x[:, -1])[:, 0]
 
 
@@ -83,9 +84,8 @@ def noisy_sines(
   for name, scale in (("noise", noise), ("initial_scale", initial_scale)):
     if not (math.isfinite(scale) and scale >= 0):
       raise ValueError(f"{name} must be finite and not negative, got {scale}")
-  return _noisy_sines(
-    Predictor(num_layers, hidden_size, float(initial_scale)), length, float(noise), batch_size
-  )
+  module: Any = Predictor(num_layers, hidden_size, float(initial_scale))
+  return _noisy_sines(module, length, float(noise), batch_size)
 
 
 # Equal arguments give the same functions, however they are passed: no second compilation for them.
