@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 _COLUMNS = 3
 _GRAY = "#777777"
 
+# What nobody applies can grow without bounds, and must not squeeze the leader's line.
+_MAX_OVER_LEADER = 4.0
+
 
 def proposals_figure(proposals: Proposals, path: Path, *, title: str | None = None) -> None:
   """Draws the gradient of each chosen coordinate against the step, and what is proposed for it.
 
   The layout of Andrychowicz et al. (2016), appendix B, first figure, with the gradient above it.
+  The axis of the updates reaches at most four times as far from zero as the leader's.
 
   Args:
     proposals: what to draw.
@@ -58,6 +62,7 @@ def proposals_figure(proposals: Proposals, path: Path, *, title: str | None = No
     _draw_steps(above, {"gradient": proposals.gradients[:, column]}, {"gradient": _GRAY})
     updates = {name: one.updates[:, column] for name, one in proposals.optimizers.items()}
     _draw_optimizers(below, updates)
+    _limit(below, updates[leader])
     above.set_title(coordinate, fontsize=10, loc="left")
     above.set_ylabel("gradient")
     below.set_ylabel("proposed update")
@@ -71,7 +76,7 @@ def trajectory_figure(proposals: Proposals, path: Path, *, title: str | None = N
   """Draws loss, effective learning rates, directions and state norms against the step.
 
   Loss and state are the leader's. The axes of loss, rates and norms are logarithmic where all
-  values are positive.
+  values are positive; else that of the rates reaches at most four times as far as the leader's.
 
   Args:
     proposals: what to draw.
@@ -109,6 +114,7 @@ def trajectory_figure(proposals: Proposals, path: Path, *, title: str | None = N
   color = colors_of(optimizers)[leader]
   losses.plot(np.arange(proposals.losses.size), finite(proposals.losses), color=color)
   _draw_optimizers(rates, {name: one.effective_rate for name, one in optimizers.items()})
+  _limit(rates, optimizers[leader].effective_rate)
   _draw_optimizers(cosines, {name: one.cosine for name, one in optimizers.items()})
   if norms:
     _draw_steps(panels[3], norms, _shades(norms))
@@ -132,6 +138,7 @@ def counterfactuals_figure(
   """Draws the update of one coordinate as a function of its gradient, one panel a step.
 
   The layout of Andrychowicz et al. (2016), appendix B, second figure. Points are what happened.
+  The vertical axes reach at most four times as far from zero as the leader's updates.
 
   Args:
     counterfactuals: what to draw.
@@ -200,6 +207,7 @@ def _draw_counterfactuals(axes: "Axes", counterfactuals: Counterfactuals, index:
     true = counterfactuals.true_gradients[index], counterfactuals.true_updates[name][index]
     axes.plot(*true, "o", color=colors[name], markersize=5 if first else 4, zorder=order + 2)
   axes.axhline(0.0, color=_GRAY, linewidth=0.6)
+  _limit(axes, next(iter(counterfactuals.updates.values()))[index])
 
 
 def _draw_optimizers(axes: "Axes", series: Mapping[str, np.ndarray]) -> None:
@@ -213,6 +221,14 @@ def _draw_steps(axes: "Axes", series: Mapping[str, np.ndarray], colors: Mapping[
   for name, values in series.items():
     steps = np.arange(1, values.size + 1)
     axes.plot(steps, finite(values), color=colors[name], linewidth=1.2, label=name)
+
+
+def _limit(axes: "Axes", leader: np.ndarray) -> None:
+  """Cuts off what lies far beyond the leader's values."""
+  most = _MAX_OVER_LEADER * np.abs(leader[np.isfinite(leader)]).max(initial=0.0)
+  low, high = axes.get_ylim()
+  if most > 0:
+    axes.set_ylim(max(low, -most), min(high, most))
 
 
 def _shades(names: Collection[str]) -> dict[str, Any]:

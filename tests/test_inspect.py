@@ -366,6 +366,18 @@ def test_what_is_not_there_is_not_drawn(drawn, proposals):
   losses.figure.draw_without_rendering()
 
 
+def test_others_do_not_squeeze_the_leader(drawn, proposals):
+  sgd, lstm = proposals.optimizers["sgd"], proposals.optimizers["lstm"]
+  wild = sgd._replace(updates=1e6 * sgd.updates, effective_rate=-1e6 * sgd.effective_rate)
+  others = proposals._replace(optimizers={"lstm": lstm, "sgd": wild})
+  low, high = drawn(plots.proposals_figure, others)[1].get_ylim()
+  most = 4 * np.abs(lstm.updates[:, 0]).max()
+  assert max(-low, high) == pytest.approx(most, rel=1e-6)
+  _, rates, cosines, _ = drawn(plots.trajectory_figure, others)
+  assert rates.get_ylim()[0] == pytest.approx(-4 * np.abs(lstm.effective_rate).max(), rel=1e-6)
+  assert cosines.get_ylim()[1] > 1
+
+
 @pytest.mark.parametrize("num_steps", [1, 3, 4])
 def test_figure_of_counterfactuals_has_a_panel_a_step(drawn, counterfactuals, num_steps):
   rows = np.arange(num_steps) % len(STEPS)
