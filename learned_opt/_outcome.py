@@ -63,9 +63,12 @@ def judge(
   plots: bool,
   report: Report,
 ) -> Evaluation | None:
-  """Evaluates, and writes the evaluation and the artifact with it; None after Ctrl-C."""
+  """Evaluates, and writes the evaluation and the artifact with it; None after Ctrl-C.
+
+  A finished run that is resumed has its evaluation in its folder.
+  """
   try:
-    evaluation = evaluate(recipe, meta_params, None, report)
+    evaluation = _run_folder.read_evaluation(out) or evaluate(recipe, meta_params, None, report)
   except KeyboardInterrupt:
     return None
   _run_folder.write_evaluation(evaluation, out, plots=plots)

@@ -81,7 +81,8 @@ def train(
     recipe: what to do.
     out: the folder of the run, which is made.
     resume: whether to continue the run of the same recipe that `out` holds, from its last
-      validation. The result is that of the uninterrupted run, bit for bit.
+      validation. The result is that of the uninterrupted run, bit for bit; an evaluation that
+      is there already is taken as it is.
     callbacks: called with a `meta_train.Progress` after each dispatch, when the checkpoint is
       written.
     evaluate: whether to compare with tuned baselines at the end.

@@ -401,6 +401,16 @@ def test_ctrl_c_during_the_evaluation_keeps_the_optimizer(tmp_path, finished):
   )
 
 
+def test_a_finished_evaluation_is_not_made_again(tmp_path):
+  out, said = tmp_path / "run", []
+  first = runs.train(recipe(), out, plots=False)
+  second = runs.train(recipe(), out, resume=True, plots=False, on_progress=said.append)
+  assert first.evaluation is not None
+  assert second.evaluation is not None
+  assert second.evaluation.to_json() == first.evaluation.to_json()
+  assert not any(words.startswith(("tuning", "testing")) for words in said)
+
+
 def test_ctrl_c_before_the_first_dispatch_saves_nothing(tmp_path, monkeypatch):
   def interrupted(*arguments, **options):
     raise KeyboardInterrupt
