@@ -669,6 +669,24 @@ def test_progress_tells_rate_losses_and_time_left(capsys):
   ]
 
 
+def test_pace_is_measured_anew_for_each_run(capsys):
+  with _report.Reporter() as reporter:
+    reporter(progress(50, 30.0, [0.5]))
+    reporter(progress(100, 40.0, [0.5]))
+    # The next run, which validates its start.
+    reporter(progress(0, 1.0, [0.5]))
+    reporter(progress(20, 60.0, [0.5]))
+    reporter(progress(40, 70.0, [0.5]))
+  paces = [line.split(", ", 3)[-1] for line in capsys.readouterr().err.splitlines()]
+  assert paces == [
+    "compiled and begun in 0:30",
+    "5 steps/s, 0:00 left",
+    "compiled and begun in 0:01",
+    "compiled and begun in 1:00",
+    "2 steps/s, 0:30 left",
+  ]
+
+
 def test_progress_on_a_terminal_is_a_bar():
   screen = io.StringIO()
   with _report.Reporter() as reporter:

@@ -18,7 +18,7 @@ from learned_opt.artifacts import Artifact
 from learned_opt.benchmarks import Report
 from learned_opt.curriculum import Curriculum
 from learned_opt.evaluate import Evaluation, Row
-from learned_opt.meta_train import History, Progress
+from learned_opt.meta_train import Progress
 from learned_opt.runs import Run
 from learned_opt.search import Search
 
@@ -35,14 +35,14 @@ _REPEATED = "learned_optimizer"
 class Reporter:
   """Shows how the work goes on, on stderr: a bar on a terminal, else a line at each validation.
 
-  A context manager, and a callback of `meta_train.run`.
+  A context manager, and a callback of `meta_train.run`, of one run or of several after another.
   """
 
   def __init__(self):
     self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     self._bar: rich_progress.Progress | None = None
     self._start: tuple[int, float] = (0, 0.0)
-    self._history: History | None = None
+    self._last_step = 0
 
   def __enter__(self) -> Self:
     return self
@@ -63,9 +63,10 @@ class Reporter:
 
   def __call__(self, progress: Progress) -> None:
     """Shows how far the training has come."""
-    if progress.history is not self._history or self._start[0] == 0:
+    if progress.outer_step <= self._last_step or self._start[0] == 0:
       # The first dispatch of a run contained the compilation, and says nothing of the rate.
-      self._start, self._history = (progress.outer_step, progress.seconds), progress.history
+      self._start = progress.outer_step, progress.seconds
+    self._last_step = progress.outer_step
     words = f"{_losses(progress)}, {_pace(progress, *self._start)}"
     if self._console.is_terminal:
       self._update_bar(progress, words)
