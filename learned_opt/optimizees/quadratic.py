@@ -1,4 +1,4 @@
-"""Random quadratics: the paper's first experiment (section 3.1)."""
+"""Random quadratics: the paper's first experiment (section 3.1), and some of known condition."""
 
 import functools
 import math
@@ -59,9 +59,7 @@ def quadratic(
     raise ValueError(f"distribution must be 'uniform' or 'gaussian', got {distribution!r}")
   if not (math.isfinite(gradient_scale) and gradient_scale > 0):
     raise ValueError(f"gradient_scale must be positive and finite, got {gradient_scale}")
-  if not (math.isfinite(initial_scale) and initial_scale >= 0):
-    raise ValueError(f"initial_scale must be finite and not negative, got {initial_scale}")
-
+  _check_initial_scale(initial_scale)
   return _quadratic(dimension, distribution, float(gradient_scale), float(initial_scale))
 
 
@@ -82,10 +80,80 @@ def _quadratic(
 
   def loss(params, constants, data, key):
     del data, key
-    residual = constants.w @ scale_gradient(params, gradient_scale) - constants.y
-    return jnp.sum(residual**2)
+    return _squared_residual(scale_gradient(params, gradient_scale), constants)
 
   return Optimizee(init, loss)
+
+
+def conditioned_quadratic(
+  dimension: int = 10, condition_number: float = 1000.0, initial_scale: float = 0.01
+) -> Optimizee:
+  """f(theta) = |W theta - y|^2, whose Hessian 2 W^T W has a given condition number.
+
+  W = S Q with a rotation or reflection Q that is uniform over all of them (Haar) and a diagonal S,
+  redrawn for each problem. The largest and the smallest eigenvalue of the Hessian are 2 and
+  2 / `condition_number`; those in between are drawn log-uniformly, as with a spectrum that is
+  always the same gradient descent in as many steps, of lengths that can be learned by heart,
+  arrives at the minimum. A second rotation on the left of W would change no loss.
+
+  y = W theta* with a standard Gaussian theta*, so that the minimum is zero, and as far from the
+  start along the flat directions as along the steep ones.
+
+  Args:
+    dimension: n, the number of coordinates, at least 2.
+    condition_number: of the Hessian, and so the square of that of W.
+    initial_scale: standard deviation of theta_0.
+
+  Returns:
+    The optimizee; its params are a float32 ``[dimension]`` vector.
+
+  Raises:
+    ValueError: if an argument is out of its range.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from learned_opt import optimizees
+    >>> optimizee = optimizees.conditioned_quadratic(dimension=3, condition_number=100.0)
+    >>> params, constants = optimizee.init(jax.random.key(0), optimizee.data)
+    >>> round(float(jnp.linalg.cond(constants.w)), 3)
+    10.0
+  """
+  if dimension < 2:
+    raise ValueError(f"dimension must be at least 2, got {dimension}")
+  if not (math.isfinite(condition_number) and condition_number >= 1):
+    raise ValueError(f"condition_number must be finite and at least 1, got {condition_number}")
+  _check_initial_scale(initial_scale)
+  return _conditioned_quadratic(dimension, float(condition_number), float(initial_scale))
+
+
+@functools.cache
+def _conditioned_quadratic(
+  dimension: int, condition_number: float, initial_scale: float
+) -> Optimizee:
+  def init(key, data):
+    del data
+    q_key, s_key, y_key, theta_key = jax.random.split(key, 4)
+    between = jax.random.uniform(s_key, (dimension - 2,))
+    s = condition_number ** (-jnp.concatenate([jnp.array([0.0, 1.0]), between]) / 2)
+    w = s[:, None] * jax.random.orthogonal(q_key, dimension)
+    y = w @ jax.random.normal(y_key, (dimension,))
+    theta = initial_scale * jax.random.normal(theta_key, (dimension,))
+    return theta, QuadraticConstants(w, y)
+
+  def loss(params, constants, data, key):
+    del data, key
+    return _squared_residual(params, constants)
+
+  return Optimizee(init, loss)
+
+
+def _squared_residual(params: jax.Array, constants: QuadraticConstants) -> jax.Array:
+  return jnp.sum((constants.w @ params - constants.y) ** 2)
+
+
+def _check_initial_scale(initial_scale: float) -> None:
+  if not (math.isfinite(initial_scale) and initial_scale >= 0):
+    raise ValueError(f"initial_scale must be finite and not negative, got {initial_scale}")
 
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
