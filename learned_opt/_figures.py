@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learned_opt._arrays import Path, atomic_write
-from learned_opt.baselines import BASELINES
+from learned_opt.baselines import BASELINES, MORE_BASELINES
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # the strongest; the eighth, yellow, is too faint on white.
 LEARNED_COLORS = ("#D55E00", "#000000", "#0072B2", "#009E73")
 _BASELINE_COLORS = ("#56B4E9", "#009E73", "#CC79A7", "#999999", "#E69F00", "#000000", "#0072B2")
+# Tol's muted colours, for what is rarely drawn.
+_MORE_BASELINE_COLORS = ("#DDCC77", "#CC6677", "#44AA99", "#AA4499", "#117733", "#332288")
 
 # Up to this range of the losses there is room for numbers at 1, 2 and 5 of each decade.
 _FEW_DECADES = 1e4
@@ -74,6 +76,7 @@ def use_log_axis(axes: "Axes", top: float = math.inf) -> None:
 def colors_of(names: Iterable[str]) -> dict[str, str]:
   """One colour an optimizer; a baseline has the same one in all figures."""
   baselines = dict(zip(BASELINES, _BASELINE_COLORS, strict=True))
+  baselines |= dict(zip(MORE_BASELINES, _MORE_BASELINE_COLORS, strict=True))
   learned = itertools.cycle(LEARNED_COLORS)
   return {name: baselines.get(name) or next(learned) for name in names}
 

@@ -63,7 +63,7 @@ class Recipe:
     evaluation_steps: inner steps of the evaluation; None means the estimator's horizon.
     num_test_problems: fresh problems of the evaluation.
     num_tuning_problems: problems on which each baseline is tuned.
-    baselines: names in `learned_opt.evaluate.BASELINES`.
+    baselines: names in `BASELINES` or `MORE_BASELINES` of `learned_opt.evaluate`.
     objective: what the baselines are tuned for, ``"final"`` or ``"sum"``.
     description: what the optimizees and the estimator are, and whatever else should be on
       record; JSON values. It goes into config.json and the card.

@@ -28,6 +28,7 @@ from learned_opt._results import summarize
 from learned_opt._statistics import Interval as Interval
 from learned_opt.base import LearnedOptimizer, Optimizee
 from learned_opt.baselines import BASELINES as BASELINES
+from learned_opt.baselines import MORE_BASELINES as MORE_BASELINES
 from learned_opt.baselines import Baseline as Baseline
 from learned_opt.baselines import Objective, find_baselines
 from learned_opt.baselines import Tuned as Tuned
@@ -123,7 +124,7 @@ def evaluate(
     num_steps: T, the updates applied to each problem.
     num_problems: P, how many test problems.
     key: decides test and tuning problems.
-    baselines: names in `BASELINES`; empty for none.
+    baselines: names in `BASELINES` or `MORE_BASELINES`; empty for none.
     tuning_optimizee: what the baselines are tuned on, for example the train split where
       `optimizee` is the test split. None means `optimizee`.
     num_tuning_problems: how many they are. More of them cost more, and make the choice between
@@ -188,7 +189,7 @@ def evaluate(
 
   tuned = {baseline.name: tune_one(baseline) for baseline in chosen}
   rates = {name: np.float32(found.learning_rate) for name, found in tuned.items()}
-  candidates += tuple(Candidate(b.name, b.make, rates[b.name]) for b in chosen)
+  candidates += tuple(Candidate(b.name, b.make_for(num_steps), rates[b.name]) for b in chosen)
   test_keys = jax.random.split(test_key, num_problems)
 
   def test_one(candidate: Candidate) -> Curves:

@@ -188,6 +188,9 @@ OPTIMIZEES = {
     num_coordinates=4,
     stochastic=False,
   ),
+  "conditioned_quadratic": OptimizeeCase(
+    lambda: optimizees.conditioned_quadratic(3, 10.0), num_coordinates=3, stochastic=False
+  ),
   "mlp_classifier": OptimizeeCase(
     lambda: optimizees.mlp_classifier(images(), hidden_sizes=(3,), batch_size=8),
     num_coordinates=31 * 3 + 4 * 4,

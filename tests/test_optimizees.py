@@ -203,9 +203,9 @@ def test_gradient_scale_scales_the_gradient_only(key, x64):
   np.testing.assert_allclose(small_grad, grad / 128, rtol=1e-12)
 
 
-def many_quadratics(number=20_000, **options):
+def many_quadratics(number=20_000, factory=optimizees.quadratic, **options):
   """theta, W, y and f(theta_0) of many problems."""
-  optimizee = optimizees.quadratic(**options)
+  optimizee = factory(**options)
 
   @jax.jit
   @jax.vmap
@@ -268,6 +268,64 @@ def test_quadratic_constants_and_start_are_independent():
 def test_quadratic_refuses(options, message):
   with pytest.raises(ValueError, match=message):
     optimizees.quadratic(**options)
+
+
+def conditioned_quadratics(number, **options):
+  return many_quadratics(number, optimizees.conditioned_quadratic, **options)
+
+
+def test_conditioned_quadratics_have_their_condition_number_and_spectrum():
+  _, w, _, _ = conditioned_quadratics(1000, dimension=4, condition_number=1e4)
+  hessians = 2 * np.swapaxes(w, 1, 2) @ w
+  eigenvalues = np.linalg.eigvalsh(hessians)
+  np.testing.assert_allclose(eigenvalues[:, -1], 2.0, rtol=1e-5)
+  np.testing.assert_allclose(eigenvalues[:, -1] / eigenvalues[:, 0], 1e4, rtol=1e-2)
+  # Those in between: the mean of log 2 and log 2e-4, and the variance of the log-uniform.
+  exponents = np.log(2 / eigenvalues[:, 1:3]) / np.log(1e4)
+  check_mean(exponents, 1 / 2)
+  check_mean((exponents - 1 / 2) ** 2, 1 / 12)
+
+
+def test_conditioned_quadratics_have_no_preferred_direction():
+  """The steepest direction q is uniform on the sphere: E q_i^2 = 1 / n, E q_i^4 = 3 / n(n + 2)."""
+  _, w, _, _ = conditioned_quadratics(4000, dimension=3, condition_number=100.0)
+  check_mean(np.linalg.det(w) > 0, 1 / 2)
+  for q in (w[:, 0], 10 * w[:, 1]):
+    np.testing.assert_allclose(np.sum(q**2, axis=1), 1.0, rtol=1e-5)
+    for i in range(3):
+      check_mean(q[:, i], 0.0)
+      check_mean(q[:, i] ** 2, 1 / 3)
+      check_mean(q[:, i] ** 4, 3 / 15)
+
+
+def test_the_minimum_of_conditioned_quadratics_is_zero_at_a_standard_gaussian_point():
+  theta, w, y, losses = conditioned_quadratics(4000, dimension=3, condition_number=10.0)
+  minimum = np.linalg.solve(w, y[..., None])[..., 0]
+  check_mean(minimum, 0.0)
+  check_mean(minimum**2, 1.0)
+  check_mean(theta**2, 0.01**2)
+  residual = np.einsum("pij,pj->pi", w, theta) - y
+  np.testing.assert_allclose(losses, np.sum(residual**2, axis=1), rtol=1e-5)
+
+
+def test_a_conditioned_quadratic_in_two_dimensions_has_nothing_in_between(key):
+  _, constants = draw(optimizees.conditioned_quadratic(2, 1.0), key)
+  np.testing.assert_allclose(constants.w @ constants.w.T, np.eye(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"dimension": 1}, "dimension must be at least 2, got 1"),
+    ({"condition_number": 0.5}, "condition_number must be finite and at least 1, got 0.5"),
+    ({"condition_number": float("inf")}, "condition_number must be finite and at least 1, got inf"),
+    ({"initial_scale": -1.0}, "initial_scale must be finite and not negative, got -1.0"),
+  ],
+  ids=["dimension", "below_one", "infinite", "negative"],
+)
+def test_conditioned_quadratic_refuses(options, message):
+  with pytest.raises(ValueError, match=message):
+    optimizees.conditioned_quadratic(**options)
 
 
 # --- MLP classifiers.

@@ -48,7 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_recipe(
-  recipe: "Recipe", out: str | os.PathLike[str], *, resume: bool = False, plots: bool = True
+  recipe: "Recipe",
+  out: str | os.PathLike[str],
+  *,
+  resume: bool = False,
+  evaluate: bool = True,
+  plots: bool = True,
 ) -> "Run":
   """Does what ``learned-opt train`` does, for a recipe: for scripts such as the experiments.
 
@@ -60,6 +65,7 @@ def run_recipe(
     recipe: what to do.
     out: the folder of the run; see `learned_opt.runs.train`.
     resume: whether to continue the run that is there.
+    evaluate: whether to compare with tuned baselines at the end.
     plots: whether to draw the figures.
 
   Returns:
@@ -92,7 +98,9 @@ def run_recipe(
 
   with _session.errors_in_one_line(), devices.use(devices.mesh()):
     _session.use_compilation_cache()
-    return _commands.run_recipe(recipe, pathlib.Path(out), resume=resume, plots=plots)
+    return _commands.run_recipe(
+      recipe, pathlib.Path(out), resume=resume, evaluate=evaluate, plots=plots
+    )
 
 
 def run_curriculum(
