@@ -202,7 +202,7 @@ def test_a_baseline_follows_its_equations(name):
     theta, constants = start_of(bowl(), key)
     loss, grad = bowl_loss(constants), bowl_grad(constants)
     expected.append(numpy_curve(theta, loss, grad, RULES[name](rate, num_steps), num_steps))
-  curves = learning_curves(bowl(), MORE_BASELINES[name].make, rate, keys, num_steps)
+  curves = learning_curves(bowl(), MORE_BASELINES[name].make, np.float32(rate), keys, num_steps)
   np.testing.assert_allclose(curves.losses, expected, rtol=1e-4)
 
 
@@ -220,7 +220,7 @@ def test_the_rate_of_adamw_falls_to_zero_at_the_horizon():
     expected.append(loss(theta))
   make = MORE_BASELINES["adamw_cosine"].make_for(num_steps)
   # Beyond the horizon nothing moves.
-  losses = learning_curves(bowl(), make, rate, keys_of(1), num_steps + 1).losses[0]
+  losses = learning_curves(bowl(), make, np.float32(rate), keys_of(1), num_steps + 1).losses[0]
   np.testing.assert_allclose(losses, [*expected, expected[-1]], rtol=2e-5)
 
 
@@ -262,7 +262,7 @@ def test_an_evaluation_has_them_if_it_asks():
   assert list(results) == ["sgd", "adamw_cosine", "lbfgs_line_search"]
   assert results["lbfgs_line_search"].learning_rate == 1.0
   assert results["lbfgs_line_search"].mean[2] < 1e-10 < results["sgd"].mean[2]
-  assert results["adamw_cosine"].tuned.interior
+  assert results["adamw_cosine"].learning_rate == 0.5
   colors = plots._colors(evaluation)
   assert len(set(colors.values())) == 3
 
