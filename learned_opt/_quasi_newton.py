@@ -100,10 +100,10 @@ def scale_by_exact_line_search() -> optax.GradientTransformationExtraArgs:
     >>> from learned_opt._quasi_newton import scale_by_exact_line_search
     >>> tx, params = scale_by_exact_line_search(), jnp.array([3.0, 1.0])
     >>> updates, _ = tx.update(
-    ...   jnp.array([2.0, 0.0]), tx.init(params), params, value_fn=lambda x: jnp.sum(x**2)
+    ...   jnp.array([2.0, 2.0]), tx.init(params), params, value_fn=lambda x: jnp.sum(x**2)
     ... )
     >>> updates.tolist()
-    [-3.0, 0.0]
+    [-2.0, -2.0]
   """
 
   def update(updates, state, params=None, *, value_fn, **extra_args):
