@@ -113,9 +113,9 @@ class Evaluation:
 
     Returns:
       ``{"optimizee", "num_steps", "num_problems", "results": {name: {"learning_rate", "mean",
-      "median", "low", "high", "sum", "num_diverged", "seconds_per_step", "flops_per_step",
-      "state_bytes"}}}``, the curves as lists of T + 1 numbers. Results have ``"metrics"``,
-      too, if the optimizee has: ``{metric: {"mean", "low", "high"}}``.
+      "median", "low", "high", "sum", "seconds_per_step", "flops_per_step", "state_bytes"}}}``, the
+      curves as lists of T + 1 numbers. Results have ``"metrics"``, too, if the optimizee has:
+      ``{metric: {"mean", "low", "high"}}``; and ``"num_diverged"`` if any problem has.
     """
     return {
       "optimizee": self.optimizee,
@@ -179,9 +179,10 @@ def _result_to_json(result: Result) -> dict[str, Any]:
     "low": result.low,
     "high": result.high,
     "sum": result.sum,
-    "num_diverged": result.num_diverged,
     **result.cost._asdict(),
   }
+  if result.num_diverged:
+    json["num_diverged"] = result.num_diverged
   if result.metrics:
     json["metrics"] = result.metrics
   return as_json(json)
@@ -210,7 +211,7 @@ def _result_from_json(json: Mapping[str, Any]) -> Result:
   return Result(
     learning_rate=json["learning_rate"],
     sum=float(_from_json(json["sum"], np.inf)),
-    num_diverged=json["num_diverged"],
+    num_diverged=json.get("num_diverged", 0),
     metrics=metrics,
     cost=Cost(**{name: json[name] for name in Cost._fields}),
     tuned=None,

@@ -584,7 +584,7 @@ def test_json_has_the_documented_form(with_metrics):
   found = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
   assert list(found) == ["optimizee", "num_steps", "num_problems", "results"]
   assert (found["optimizee"], found["num_steps"], found["num_problems"]) == ("parabola", 2, 3)
-  fields = ["learning_rate", "mean", "median", "low", "high", "sum", "num_diverged"]
+  fields = ["learning_rate", "mean", "median", "low", "high", "sum"]
   fields += ["seconds_per_step", "flops_per_step", "state_bytes"] + ["metrics"] * with_metrics
   assert list(found["results"]) == ["candidate", "sgd"]
   for result in found["results"].values():

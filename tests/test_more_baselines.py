@@ -10,7 +10,7 @@ import scipy.optimize
 from cases import bowl, bowl_grad, bowl_loss
 from test_evaluate import draw, keys_of, numpy_curve, start_of, weighted_squares
 
-from learned_opt import optimizees, plots
+from learned_opt import _figures, optimizees
 from learned_opt._quasi_newton import scale_by_bfgs, scale_by_exact_line_search
 from learned_opt.baselines import BASELINES, MORE_BASELINES, Baseline, find_baselines, tune
 from learned_opt.evaluate import evaluate, learning_curves
@@ -263,7 +263,7 @@ def test_an_evaluation_has_them_if_it_asks():
   assert results["lbfgs_line_search"].learning_rate == 1.0
   assert results["lbfgs_line_search"].mean[2] < 1e-10 < results["sgd"].mean[2]
   assert results["adamw_cosine"].learning_rate == 0.5
-  colors = plots._colors(evaluation)
+  colors = _figures.colors_of(results)
   assert len(set(colors.values())) == 3
 
 
