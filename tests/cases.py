@@ -5,6 +5,7 @@ of its row, never a name in a test.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -91,6 +92,31 @@ def images(num_images=(30, 12, 9), shape=(6, 5, 1), num_classes=4, seed=0) -> Im
     return rng.integers(0, 256, (n, *shape), np.uint8), labels
 
   return ImageDataset(*map(split, num_images))
+
+
+def tiny_vgg(channels=(4, 5), seed=0, scale=0.2) -> dict[str, np.ndarray]:
+  """Random weights of a network of one convolution a block, in the form of a file of weights."""
+  rng = np.random.default_rng(seed)
+  arrays = {"mean": rng.uniform(0.3, 0.6, 3), "std": rng.uniform(0.2, 0.4, 3)}
+  for block, (inputs, outputs) in enumerate(itertools.pairwise((3, *channels)), start=1):
+    arrays[f"conv{block}_1/kernel"] = rng.normal(0, scale, (3, 3, inputs, outputs))
+    arrays[f"conv{block}_1/bias"] = rng.normal(0, scale, outputs)
+  return arrays
+
+
+def tiny_style(**options) -> learned_opt.Optimizee:
+  """Neural style over two convolutions."""
+  rng = np.random.default_rng(1)
+  options = {
+    "features": optimizees.VGGFeatures.from_arrays(tiny_vgg()),
+    "contents": [rng.integers(0, 256, shape, np.uint8) for shape in ((9, 8, 3), (8, 12, 3))],
+    "styles": rng.integers(0, 256, (2, 6, 6, 3), np.uint8),
+    "size": 6,
+    "content_layer": "conv2_1",
+    "style_layers": ("conv1_1", "conv2_1"),
+    **options,
+  }
+  return optimizees.neural_style(**options)
 
 
 class Bowl(NamedTuple):
@@ -222,6 +248,9 @@ OPTIMIZEES = {
     lambda: optimizees.noisy_sines(2, 3, length=4, batch_size=5),
     num_coordinates=(1 + 3 + 1) * 12 + (3 + 3 + 1) * 12 + 4,
     stochastic=True,
+  ),
+  "neural_style": OptimizeeCase(
+    tiny_style, num_coordinates=6 * 6 * 3, stochastic=False, has_metrics=True
   ),
   "random_scaling": OptimizeeCase(
     lambda: optimizees.random_scaling(optimizees.quadratic(4), radius=2.0),
