@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import tiny_style, tiny_vgg
 from PIL import Image
+from test_experiments import FOLDER, import_file
 
 from learned_opt import datasets, optimizees
 from learned_opt.optimizees._vgg import activations
@@ -88,6 +89,10 @@ def draw(optimizee, key):
   return jax.jit(optimizee.init)(key, optimizee.data)
 
 
+def metrics_of(optimizee, theta, constants):
+  return jax.jit(optimizee.metrics)(theta, constants, optimizee.data)
+
+
 # --- The features.
 
 
@@ -132,7 +137,7 @@ def test_loss_equals_numpy_and_its_gradient_finite_differences(pooling, pool, ke
   optimizee = in_float64(tiny_style(features=features, **options))
   theta, constants = draw(optimizee, key)
   value, grad = jax.jit(jax.value_and_grad(optimizee.loss))(theta, constants, optimizee.data, key)
-  metrics = jax.jit(optimizee.metrics)(theta, constants, optimizee.data)
+  metrics = metrics_of(optimizee, theta, constants)
   theta = np.asarray(theta)
   terms = functools.partial(numpy_terms, arrays, crop=crop, style=style, pool=pool)
   expected = terms(theta)
@@ -154,7 +159,7 @@ def test_content_loss_is_zero_where_the_content_starts(key):
   optimizee = tiny_style(contents=[crop], start="content")
   theta, constants = draw(optimizee, key)
   np.testing.assert_allclose(as_pixels(optimizee, theta), crop, atol=1e-4)
-  metrics = jax.jit(optimizee.metrics)(theta, constants, optimizee.data)
+  metrics = metrics_of(optimizee, theta, constants)
   np.testing.assert_allclose(metrics["content_loss"], 0.0, atol=1e-9)
   assert metrics["style_loss"] > 1e-3
 
@@ -162,7 +167,7 @@ def test_content_loss_is_zero_where_the_content_starts(key):
 def test_style_loss_is_zero_at_the_style(key):
   picture = pixels(5)
   optimizee = tiny_style(contents=[picture], styles=[picture], start="content")
-  metrics = jax.jit(optimizee.metrics)(*draw(optimizee, key), optimizee.data)
+  metrics = metrics_of(optimizee, *draw(optimizee, key))
   np.testing.assert_allclose(metrics["style_loss"], 0.0, atol=1e-6)
   assert metrics["tv_loss"] > 1e-3
 
@@ -232,11 +237,10 @@ def test_each_problem_has_the_style_it_has_drawn(key):
   styles = [pixels(6), pixels(7)]
   both = tiny_style(contents=[pixels(3)], styles=styles)
   theta, constants = draw(both, key)
-  loss = jax.jit(both.metrics)
   for index, style in enumerate(styles):
     one = tiny_style(contents=[pixels(3)], styles=[style])
-    alone = loss(theta, constants._replace(style=jnp.array(0)), one.data)
-    chosen = loss(theta, constants._replace(style=jnp.array(index)), both.data)
+    alone = metrics_of(one, theta, constants._replace(style=jnp.array(0)))
+    chosen = metrics_of(both, theta, constants._replace(style=jnp.array(index)))
     np.testing.assert_allclose(chosen["style_loss"], alone["style_loss"], rtol=1e-5)
 
 
@@ -297,7 +301,7 @@ def with_array(name, array):
 
 def test_weights_of_any_precision_are_read_as_float32(tmp_path):
   arrays = {name: array.astype(np.float16) for name, array in tiny_vgg().items()}
-  np.savez(tmp_path / "vgg.npz", **arrays)
+  np.savez(tmp_path / "vgg.npz", allow_pickle=False, **arrays)
   features = optimizees.load_vgg(tmp_path / "vgg.npz")
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(features))
   for name, (kernel, bias) in features.layers.items():
@@ -348,7 +352,7 @@ SPOILT = {
 
 @pytest.mark.parametrize(("spoil", "message"), SPOILT.values(), ids=SPOILT)
 def test_weights_are_checked(spoil, message, tmp_path):
-  np.savez(tmp_path / "vgg.npz", **spoil(tiny_vgg()))
+  np.savez(tmp_path / "vgg.npz", allow_pickle=False, **spoil(tiny_vgg()))
   with pytest.raises(ValueError, match=rf"vgg.npz: (.*\b)?{message}"):
     optimizees.load_vgg(tmp_path / "vgg.npz")
 
@@ -356,9 +360,9 @@ def test_weights_are_checked(spoil, message, tmp_path):
 def test_files_that_are_no_arrays_are_refused(tmp_path):
   (tmp_path / "text.npz").write_text("no archive")
   np.save(tmp_path / "array.npy", np.zeros(3))
-  np.savez(tmp_path / "pickle.npz", mean=np.array([{}], object))
+  np.savez(tmp_path / "pickle.npz", allow_pickle=True, mean=np.array([{}], object))
   whole = tmp_path / "whole.npz"
-  np.savez(whole, **tiny_vgg())
+  np.savez(whole, allow_pickle=False, **tiny_vgg())
   (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:-100])
   for name in ("text.npz", "array.npy", "pickle.npz", "cut.npz"):
     with pytest.raises(ValueError, match=rf"{name} is no readable .npz file of plain arrays"):
@@ -390,7 +394,7 @@ def test_features_of_vgg16(shared, key):
   theta, constants = draw(optimizee, key)
   assert constants.content.shape == (4, 4, 256)
   assert 0.05 < np.mean(np.asarray(constants.content) > 0) < 0.6
-  metrics = jax.jit(optimizee.metrics)(theta, constants, optimizee.data)
+  metrics = metrics_of(optimizee, theta, constants)
   assert metrics["content_loss"] < 1e-6 < 1e-3 < metrics["style_loss"]
 
 
@@ -428,3 +432,24 @@ def test_without_pillow_the_error_says_what_to_install(tmp_path, monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(ImportError, match=r"pillow: pip install 'learned_opt\[data\]'"):
     datasets.load_images(tmp_path)
+
+
+# --- The experiment's files.
+
+
+def test_experiment_needs_files_and_says_which(tmp_path):
+  neural_art = import_file(FOLDER / "neural_art.py")
+  with pytest.raises(SystemExit, match=r"--size cpu needs --vgg.* --contents and --styles"):
+    neural_art.main(size="cpu", vgg=tmp_path / "vgg.npz", out=tmp_path / "run")
+  for folder, number in (("photos", 12), ("paintings", 4), ("few", 3)):
+    (tmp_path / folder).mkdir()
+    for index in range(number):
+      Image.fromarray(pixels(index)).save(tmp_path / folder / f"{index:02d}.png")
+  np.savez(tmp_path / "vgg.npz", allow_pickle=False, **tiny_vgg())
+  inputs = neural_art.load(tmp_path / "vgg.npz", tmp_path / "photos", tmp_path / "paintings")
+  seeds = {"train": [0, 1, 2, 3, 4, 5, 6, 10, 11], "validation": [7], "test": [8, 9]}
+  for split, expected in seeds.items():
+    np.testing.assert_array_equal(inputs.photos[split], [pixels(seed) for seed in expected])
+  assert list(inputs.paintings) == ["00.png", "01.png", "02.png", "03.png"]
+  with pytest.raises(SystemExit, match=r"at least 10 photos and .* 4 paintings, got 12 and 3"):
+    neural_art.load(tmp_path / "vgg.npz", tmp_path / "photos", tmp_path / "few")

@@ -168,7 +168,7 @@ def neural_style(
   contents = _check_images("contents", contents, size)
   styles = _check_images("styles", styles, 1)
   features = _up_to(features, options.layers[-1])
-  grams = [_style_grams(features, style, options) for style in styles]
+  grams = [_style_grams(features, jnp.asarray(style), options) for style in styles]
   data = NeuralStyleData(
     features,
     jnp.asarray(_fill_up(contents)),
@@ -201,14 +201,14 @@ def _functions(options: _Options):
   def terms(params, constants: NeuralStyleConstants, data: NeuralStyleData) -> Metrics:
     found = activations(data.features, params, options.layers, options.pooling)
     content = jnp.sum((found[options.content_layer] - constants.content) ** 2) / 2
-    styles = [
+    layers = [
       jnp.mean((_gram(found[name]) - data.grams[name][constants.style]) ** 2) / 4
       for name in options.style_layers
     ]
-    tv = sum(jnp.sum(jnp.diff(params, axis=axis) ** 2) for axis in (0, 1))
+    tv = jnp.sum(jnp.diff(params, axis=0) ** 2) + jnp.sum(jnp.diff(params, axis=1) ** 2)
     return {
       "content_loss": options.content_weight * content,
-      "style_loss": options.style_weight * sum(styles) / len(styles),
+      "style_loss": options.style_weight * jnp.mean(jnp.stack(layers)),
       "tv_loss": options.tv_weight * tv,
     }
 
@@ -219,7 +219,7 @@ def _functions(options: _Options):
   return {"init": init, "loss": loss, "metrics": terms}
 
 
-def _standardize(features: VGGFeatures, image: chex.Array) -> jax.Array:
+def _standardize(features: VGGFeatures, image: jax.Array) -> jax.Array:
   """uint8 ``[H, W, 3]`` as the network reads it."""
   mean, std = (jnp.expand_dims(x, (0, 1)) for x in (features.mean, features.std))
   return (image.astype(jnp.float32) / 255 - mean) / std
@@ -231,20 +231,16 @@ def _gram(activation: jax.Array) -> jax.Array:
   return vectors.T @ vectors / vectors.shape[0]
 
 
+@functools.partial(jax.jit, static_argnames="options")
 def _style_grams(
-  features: VGGFeatures, style: np.ndarray, options: _Options
+  features: VGGFeatures, style: jax.Array, options: _Options
 ) -> dict[str, jax.Array]:
   """Of the image whose shorter side is resized to that of the problems."""
-  factor = options.size / min(style.shape[:2])
-  shape = (*(max(round(factor * side), options.size) for side in style.shape[:2]), 3)
-
-  @jax.jit
-  def grams(features, style):
-    image = jax.image.resize(_standardize(features, style), shape, "linear")
-    found = activations(features, image, options.style_layers, options.pooling)
-    return {name: _gram(found[name]) for name in options.style_layers}
-
-  return grams(features, style)
+  height, width = style.shape[:2]
+  shape = [round(options.size * side / min(height, width)) for side in (height, width)]
+  image = jax.image.resize(_standardize(features, style), (*shape, 3), "linear")
+  found = activations(features, image, options.style_layers, options.pooling)
+  return {name: _gram(found[name]) for name in options.style_layers}
 
 
 def _fill_up(images: Sequence[np.ndarray]) -> np.ndarray:
