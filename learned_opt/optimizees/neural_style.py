@@ -95,9 +95,8 @@ def neural_style(
   of pixels and L_style does not: multiply `style_weight` by as much to keep the balance.
 
   theta has the scale in which the network reads images: zero is the mean colour of its training
-  images, and a unit their standard deviation, about 57 grey levels. Good optimizers of the image
-  move pixels by a tenth of it a step (the best rate of Adam is 0.35), which is what an LSTM without
-  output scale proposes before it is trained, as in the paper's experiment.
+  images, and a unit their standard deviation, about 57 grey levels. Adam's best rate is about 0.35,
+  so that an LSTM without output scale, as in the paper's experiment, has the right order of steps.
 
   The paper names Gatys et al., and neither weights nor layers. The defaults were chosen for VGG16
   at 64 x 64. With the weights, the terms of a good image are of about one size; by their common
@@ -182,14 +181,13 @@ def neural_style(
 @functools.cache
 def _functions(options: _Options):
   """The functions of an `Optimizee`."""
-  size = options.size
 
   def init(key, data: NeuralStyleData):
     image_key, corner_key, style_key, start_key = jax.random.split(key, 4)
     image = jax.random.randint(image_key, (), 0, len(data.contents))
-    corner = jax.random.randint(corner_key, (2,), 0, data.sizes[image] - size + 1)
+    corner = jax.random.randint(corner_key, (2,), 0, data.sizes[image] - options.size + 1)
     crop = jax.lax.dynamic_slice(
-      data.contents, (image, corner[0], corner[1], 0), (1, size, size, 3)
+      data.contents, (image, corner[0], corner[1], 0), (1, options.size, options.size, 3)
     )
     x = _standardize(data.features, crop[0])
     content = activations(data.features, x, [options.content_layer], options.pooling)
