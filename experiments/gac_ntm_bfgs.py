@@ -8,7 +8,8 @@ and NTM-L-BFGS, whose memory is that of a quasi-Newton method. It compares them 
 with tuned baselines, and with BFGS and L-BFGS at as many evaluations of the gradient. The paper
 gives no numbers for its appendix D.
 
-Expected: a mean loss of at most 4e-4 at step 100 for each of the four, above that of L-BFGS.
+Expected: a mean loss at step 100 of at most 3e-4 for the LSTM and less for each of the other three,
+all far above that of L-BFGS.
 """
 
 import pathlib
@@ -48,7 +49,7 @@ class Size(NamedTuple):
 
 SIZES = {
   "smoke": Size(4, 2, 2, 2, 4, 2, ("adam", "bfgs_line_search"), (3,), ("lstm", "ntm_bfgs")),
-  "cpu": Size(3000, 250, 64, 512, 2000, 256),
+  "cpu": Size(5000, 250, 64, 512, 2000, 256),
   "paper": Size(10_000, 500, 128, 1024, 2000, 512),
 }
 
@@ -56,7 +57,9 @@ SIZES = {
 def recipe(architecture: str, size: SizeName, condition_number: float, seed: int) -> runs.Recipe:
   """The experiment at one of its sizes, for one architecture.
 
-  Preprocessing with p = 10, as steps must shrink by orders of magnitude with the gradient.
+  All choices are ours, from short runs: one layer instead of two, which trains faster and no worse;
+  preprocessing with p = 10, as steps must shrink by orders of magnitude with the gradient; and the
+  mean of the log loss, for which the last decade is worth as much as the first.
   """
   chosen = SIZES[size]
   return runs.Recipe(
@@ -72,7 +75,7 @@ def recipe(architecture: str, size: SizeName, condition_number: float, seed: int
       meta_batch_size=chosen.meta_batch_size,
       meta_loss=meta_losses.mean_log,
     ),
-    outer_learning_rate=1e-2,
+    outer_learning_rate=5e-3,
     schedule="cosine",
     num_outer_steps=chosen.num_outer_steps,
     validate_every=chosen.validate_every,

@@ -25,6 +25,7 @@ from learned_opt import (
   optimizers,
   runs,
 )
+from learned_opt.baselines import BASELINES
 
 
 class Size(NamedTuple):
@@ -36,10 +37,11 @@ class Size(NamedTuple):
   num_validation_problems: int
   num_test_problems: int
   num_tuning_problems: int
+  baselines: tuple[str, ...] = tuple(BASELINES)
 
 
 SIZES = {
-  "smoke": Size("digits", 4, 2, 2, 2, 2),
+  "smoke": Size("digits", 4, 2, 2, 2, 2, ("adam",)),
   "full": Size("mnist", 10_000, 500, 8, 100, 16),
 }
 
@@ -72,6 +74,7 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
     num_validation_problems=chosen.num_validation_problems,
     num_test_problems=chosen.num_test_problems,
     num_tuning_problems=chosen.num_tuning_problems,
+    baselines=chosen.baselines,
     seed=seed,
     evaluation_steps=100,
     description={

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import tyro
 
 from learned_opt import cli, devices, estimators, optimizees, optimizers, runs
+from learned_opt.baselines import BASELINES
 
 
 class Size(NamedTuple):
@@ -26,10 +27,11 @@ class Size(NamedTuple):
   num_validation_problems: int
   num_test_problems: int
   num_tuning_problems: int
+  baselines: tuple[str, ...] = tuple(BASELINES)
 
 
 SIZES = {
-  "smoke": Size(3e-3, 4, 2, 2, 2, 4, 2),
+  "smoke": Size(3e-3, 4, 2, 2, 2, 4, 2, ("adam",)),
   "demo": Size(6e-3, 1400, 100, 128, 256, 2000, 128),
   "full": Size(3e-3, 5000, 250, 128, 512, 2000, 512),
 }
@@ -58,6 +60,7 @@ def recipe(size: Literal["smoke", "demo", "full"], seed: int) -> runs.Recipe:
     num_validation_problems=chosen.num_validation_problems,
     num_test_problems=chosen.num_test_problems,
     num_tuning_problems=chosen.num_tuning_problems,
+    baselines=chosen.baselines,
     seed=seed,
     description={
       "command": f"python experiments/quadratic.py --size {size} --seed {seed}",

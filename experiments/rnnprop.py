@@ -33,9 +33,11 @@ from learned_opt import (
 )
 from learned_opt.comparisons import Comparison
 
-Activation = Literal["sigmoid", "tanh", "relu", "elu"]
-
 BASELINES = ("sgd", "momentum", "nag", "rmsprop", "adam")
+NETWORKS = (
+  *("relu", "elu", "tanh", "2-layers", "5-layers", "10-layers", "convolutions"),
+  *("sines", "sines-2-layers", "sines-less-noise"),
+)
 
 
 class Size(NamedTuple):
@@ -47,7 +49,7 @@ class Size(NamedTuple):
   num_validation_problems: int
   num_steps: int
   long_steps: tuple[int, ...]
-  depths: tuple[int, ...]
+  networks: tuple[str, ...]
   num_test_problems: int
   num_long_problems: int
   num_tuning_problems: int
@@ -55,11 +57,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  "smoke": Size("digits", 4, 2, 2, 2, (3,), (2,), 2, 2, 2, ("adam",)),
-  "cpu": Size("mnist", 5_000, 250, 16, 100, (1000, 10_000), (2, 5), 100, 4, 8, BASELINES),
-  "paper": Size(
-    "mnist", 50_000, 500, 64, 100, (2000, 10_000), tuple(range(2, 11)), 100, 100, 32, BASELINES
-  ),
+  "smoke": Size("digits", 4, 2, 2, 2, (3,), ("relu", "sines"), 2, 2, 2, ("adam",)),
+  "cpu": Size("mnist", 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 8, BASELINES),
+  "paper": Size("mnist", 50_000, 500, 64, 100, (2000, 10_000), NETWORKS, 100, 100, 32, BASELINES),
 }
 
 
@@ -113,6 +113,16 @@ def recipe(size: Literal["smoke", "cpu", "paper"], seed: int) -> runs.Recipe:
 def comparisons(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Comparison]:
   """What the optimizer was not trained on."""
   chosen = SIZES[size]
+  networks = _networks(chosen)
+  plan = [
+    *(
+      (name, networks[name], chosen.num_steps, chosen.num_test_problems) for name in chosen.networks
+    ),
+    *(
+      (f"{steps}-steps", _images(chosen), steps, chosen.num_long_problems)
+      for steps in chosen.long_steps
+    ),
+  ]
   return [
     Comparison(
       name,
@@ -124,25 +134,19 @@ def comparisons(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Compa
       baselines=chosen.baselines,
       seed=seed,
     )
-    for name, (test, tuning), num_steps, num_problems in (
-      *(
-        (name, problems, chosen.num_steps, chosen.num_test_problems)
-        for name, problems in _networks(chosen).items()
-      ),
-      *(
-        (f"{steps}-steps", _images(chosen), steps, chosen.num_long_problems)
-        for steps in chosen.long_steps
-      ),
-    )
+    for name, (test, tuning), num_steps, num_problems in plan
   ]
 
 
 def _networks(size: Size) -> dict[str, tuple[Optimizee, Optimizee]]:
   """Test problems and those to tune the baselines on."""
-  activations: tuple[Activation, ...] = ("relu", "elu", "tanh")
   return {
-    **{name: _images(size, activation=name) for name in activations},
-    **{f"{depth}-layers": _images(size, hidden_sizes=(20,) * depth) for depth in size.depths},
+    "relu": _images(size, activation="relu"),
+    "elu": _images(size, activation="elu"),
+    "tanh": _images(size, activation="tanh"),
+    "2-layers": _images(size, hidden_sizes=(20,) * 2),
+    "5-layers": _images(size, hidden_sizes=(20,) * 5),
+    "10-layers": _images(size, hidden_sizes=(20,) * 10),
     "convolutions": _splits(
       optimizees.conv_classifier, _dataset(size.dataset), (8, 16), 16, initial_scale=0.1
     ),
