@@ -142,24 +142,23 @@ def main(
   """Meta-trains four architectures on quadratics and compares them with quasi-Newton methods.
 
   Args:
-    size: how much work to do: smoke takes seconds, cpu about an hour on 2 cores, paper hours.
+    size: how much work to do: smoke takes seconds, cpu about an hour on 2 cores, as estimated,
+      paper hours.
     out: the folder of the runs; by default runs/gac_ntm_bfgs-SIZE-CONDITION_NUMBER-SEED.
     condition_number: of the Hessian.
     seed: of everything random.
     resume: continue the runs in that folder.
   """
   devices.use_cores()
-  name = f"gac_ntm_bfgs-{size}-{condition_number:g}-{seed}"
-  folder = out or pathlib.Path("runs") / name
-  optimizers = {}
+  folder = out or pathlib.Path("runs") / f"gac_ntm_bfgs-{size}-{condition_number:g}-{seed}"
+  saved = {}
   for name in SIZES[size].architectures:
     one = recipe(name, size, condition_number, seed)
     begun = (folder / name).exists()
     run = cli.run_recipe(one, folder / name, resume=resume and begun, evaluate=False)
-    optimizers[name] = run.out / "optimizer"
-  print_at_equal_gradients(
-    cli.compare(comparisons(size, condition_number, seed), optimizers, folder, resume=resume)
-  )
+    saved[name] = run.out / "optimizer"
+  evaluations = cli.compare(comparisons(size, condition_number, seed), saved, folder, resume=resume)
+  print_at_equal_gradients(evaluations)
 
 
 if __name__ == "__main__":

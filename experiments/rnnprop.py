@@ -186,8 +186,8 @@ def main(
   """Meta-trains RNNprop on a small MNIST network and takes it to other problems.
 
   Args:
-    size: how much work to do: smoke takes seconds, cpu about two hours on 2 cores; paper is for an
-      accelerator.
+    size: how much work to do: smoke takes seconds, cpu about two hours on 2 cores, as estimated;
+      paper is for an accelerator.
     out: the folder of the run; by default runs/rnnprop-SIZE-SEED.
     seed: of everything random.
     resume: continue the run in that folder, and take from it what is finished.

@@ -105,10 +105,7 @@ def compare(
   folder = pathlib.Path(out) / comparison.name
   loaded = {name: artifacts.load_artifact(path) for name, path in optimizers.items()}
   config = _describe(comparison, loaded)
-  if resume and (folder / _run_folder.CONFIG).exists():
-    _run_folder.reopen(folder, config)
-  else:
-    _run_folder.make(folder, config, ", or take the outcome that it holds (resume=True, --resume)")
+  _run_folder.begin(folder, config, resume=resume and _run_folder.is_begun(folder))
   evaluation = _run_folder.read_evaluation(folder)
   if evaluation is None:
     evaluation = _evaluate(comparison, loaded, on_progress)
