@@ -37,11 +37,13 @@ class Size(NamedTuple):
   num_validation_problems: int
   num_test_problems: int
   num_tuning_problems: int
+  num_steps: int = 100
+  horizon: int = 200
   baselines: tuple[str, ...] = tuple(BASELINES)
 
 
 SIZES = {
-  "smoke": Size("digits", 4, 2, 2, 2, 2, ("adam",)),
+  "smoke": Size("digits", 4, 2, 2, 2, 2, 20, 40, ("adam",)),
   "full": Size("mnist", 10_000, 500, 8, 100, 16),
 }
 
@@ -65,7 +67,10 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
     optimizee_name=f"{chosen.dataset}, 20 sigmoid units",
     learned_optimizer=optimizers.lstm(),
     estimator=estimators.truncated_backprop(
-      unroll_length=20, horizon=200, meta_loss=meta_losses.mean_log, replayed_coordinates=2048
+      unroll_length=20,
+      horizon=chosen.horizon,
+      meta_loss=meta_losses.mean_log,
+      replayed_coordinates=2048,
     ),
     outer_learning_rate=3e-3,
     schedule="cosine",
@@ -76,12 +81,13 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
     num_tuning_problems=chosen.num_tuning_problems,
     baselines=chosen.baselines,
     seed=seed,
-    evaluation_steps=100,
+    evaluation_steps=chosen.num_steps,
     description={
       "command": f"python experiments/mnist.py --size {size} --seed {seed}",
       "optimizee": f"{chosen.dataset}, MLP with 20 sigmoid units, minibatches of 128",
       "estimator": (
-        "truncated_backprop, 20 of 200 steps, mean log loss, one problem, 2048 coordinates a tensor"
+        f"truncated_backprop, 20 of {chosen.horizon} steps, mean log loss, one problem, "
+        "2048 coordinates a tensor"
       ),
     },
   )
@@ -105,7 +111,7 @@ def main(
   folder = out or pathlib.Path("runs") / f"mnist-{size}-{seed}"
   chosen = recipe(size, seed)
   cli.run_recipe(chosen, folder, resume=resume)
-  cli.evaluate_recipe(chosen, folder, num_steps=200)
+  cli.evaluate_recipe(chosen, folder, num_steps=SIZES[size].horizon)
 
 
 if __name__ == "__main__":

@@ -43,19 +43,25 @@ class Size(NamedTuple):
   dataset: str
   num_steps: int
   baselines: tuple[str, ...]
+  networks: tuple[str, ...]
   num_test_problems: int
   num_tuning_problems: int
   activations: tuple[Activation, ...]
+  depths: tuple[int, ...]
   widths: tuple[int, ...]
   num_grid_problems: int
   num_grid_tuning_problems: int
 
 
 SIZES = {
-  "smoke": Size("digits", 2, ("adam",), 2, 2, ("elu",), (5,), 2, 2),
-  "cpu": Size("mnist", 100, tuple(BASELINES), 100, 16, ACTIVATIONS, (5, 20, 50), 16, 4),
+  "smoke": Size("digits", 2, ("adam",), ("2-layers",), 2, 2, ("elu",), (1,), (5,), 2, 2),
+  "cpu": Size(
+    *("mnist", 100, tuple(BASELINES), tuple(PAPER), 100, 16),
+    *(ACTIVATIONS, (1, 2), (5, 20, 50), 16, 4),
+  ),
   "paper": Size(
-    "mnist", 100, tuple(BASELINES), 100, 16, ACTIVATIONS, tuple(range(5, 51, 5)), 100, 16
+    *("mnist", 100, tuple(BASELINES), tuple(PAPER), 100, 16),
+    *(ACTIVATIONS, (1, 2), tuple(range(5, 51, 5)), 100, 16),
   ),
 }
 
@@ -77,6 +83,7 @@ def transfers(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Compari
       published={"lstm": (PAPER_STEPS, PAPER[name])},
     )
     for name, (hidden_sizes, activation) in networks.items()
+    if name in chosen.networks
   ]
 
 
@@ -90,7 +97,9 @@ def grid(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Comparison]:
       num_tuning_problems=chosen.num_grid_tuning_problems,
       baselines=("nag", "adam"),
     )
-    for activation, layers, width in itertools.product(chosen.activations, (1, 2), chosen.widths)
+    for activation, layers, width in itertools.product(
+      chosen.activations, chosen.depths, chosen.widths
+    )
   ]
 
 

@@ -5,6 +5,7 @@ of its row, never a name in a test.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import learned_opt
 from learned_opt import ImageDataset, estimators, optimizees, optimizers
@@ -81,6 +83,14 @@ def meta_params_of(architecture: learned_opt.LearnedOptimizer, seed=0, dtype=np.
   rng = np.random.default_rng(seed)
   shapes = jax.eval_shape(architecture.init, jax.random.key(0))
   return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), dtype), shapes)
+
+
+@functools.cache
+def bound(case: OptimizerCase, seed=0) -> optax.GradientTransformationExtraArgs:
+  """An architecture's transformation; one object for all tests, so that each program of its
+  `update` is compiled once."""
+  architecture = case.make()
+  return architecture.optimizer(meta_params_of(architecture, seed))
 
 
 def images(num_images=(30, 12, 9), shape=(6, 5, 1), num_classes=4, seed=0) -> ImageDataset:

@@ -278,7 +278,8 @@ def plain_first_order_loss(optimizee, lstm, problems, num_steps):
 @pytest.mark.parametrize("case", OPTIMIZEES.values(), ids=OPTIMIZEES)
 def test_first_order_gradient_of_every_optimizee_equals_a_plain_loop(case, key):
   """Trees of tensors, minibatches and outer losses; the loop is optax's, without a scan."""
-  lstm, estimator = small_lstm(), estimators.full_unroll(horizon=1, meta_batch_size=2)
+  lstm = tiny_lstm(num_layers=1, output_scale=1.0)
+  estimator = estimators.full_unroll(horizon=1, meta_batch_size=2)
 
   @jax.jit
   def both(optimizee, meta_params, key):

@@ -37,7 +37,7 @@ def run_rule(architecture, meta_params, grads):
   return jnp.stack(updates), [tuple(cell) for cell in state]
 
 
-def random_grads(dtype, num_coordinates=7, num_steps=4):
+def random_grads(dtype, num_coordinates=7, num_steps=3):
   grads = np.random.default_rng(1).normal(size=(num_steps, num_coordinates))
   grads[0, 0], grads[1, 1], grads[2, 2] = 0.0, 1e-9, 1e9
   return jnp.asarray(grads, dtype)

@@ -3,7 +3,6 @@
 What holds for one `update` alone is tested in test_optimizers.py.
 """
 
-import functools
 import importlib.util
 import os
 import pathlib
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import OPTIMIZERS, meta_params_of
+from cases import OPTIMIZERS, bound
 
 ALL = pytest.mark.parametrize("case", OPTIMIZERS.values(), ids=OPTIMIZERS)
 COORDINATEWISE = pytest.mark.parametrize(
@@ -26,11 +25,6 @@ COORDINATEWISE = pytest.mark.parametrize(
 )
 
 PARAMS = {"w": jnp.array([[0.5, -1.0], [2.0, 0.25]]), "b": jnp.array([1.0, -0.5, 0.75])}
-
-
-def bind(case, seed=0):
-  architecture = case.make()
-  return architecture.optimizer(meta_params_of(architecture, seed))
 
 
 def loss_fn(params):
@@ -49,10 +43,10 @@ def grads_list(num_steps, like=PARAMS):
 
 def run(tx, grads, params=PARAMS, **extra_args):
   """The updates for each gradient, at params that stay where they are."""
-  update = jax.jit(functools.partial(tx.update, **extra_args))
+  update = jax.jit(tx.update)
   state, all_updates = tx.init(params), []
   for g in grads:
-    updates, state = update(g, state, params)
+    updates, state = update(g, state, params, **extra_args)
     all_updates.append(updates)
   return all_updates, state
 
@@ -81,7 +75,7 @@ def training_step(tx):
 
 @ALL
 def test_a_loop_of_steps_a_scan_and_donated_buffers_give_the_same(case):
-  tx, num_steps = bind(case), 4
+  tx, num_steps = bound(case), 4
   step = training_step(tx)
   plain, looped = jax.jit(step), (PARAMS, tx.init(PARAMS))
   for _ in range(num_steps):
@@ -103,14 +97,14 @@ def test_a_loop_of_steps_a_scan_and_donated_buffers_give_the_same(case):
 
 @ALL
 def test_without_jit_the_updates_are_the_same(case):
-  tx, (grads,) = bind(case), grads_list(1)
+  tx, (grads,) = bound(case), grads_list(1)
   updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
   assert_all_close([updates], run(tx, [grads])[0])
 
 
 @ALL
 def test_vmap_trains_several_models_as_a_loop_does(case):
-  tx = bind(case)
+  tx = bound(case)
   models = jax.tree.map(lambda leaf: jnp.stack([leaf, -2.0 * leaf, leaf + 1.0]), PARAMS)
 
   def train(params):
@@ -128,7 +122,7 @@ def test_vmap_trains_several_models_as_a_loop_does(case):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "mixed"])
 def test_types_are_the_same_after_a_step(case, dtype, x64):
   """Shapes, dtypes and weak types, with 64-bit arithmetic switched on."""
-  tx = bind(case)
+  tx = bound(case)
   dtypes = ["float16", "float64"] if dtype == "mixed" else [dtype, dtype]
   params = [jnp.ones((2, 3), dtypes[0]), jnp.ones((), dtypes[1]), None, jnp.ones((0, 2), dtypes[0])]
   state = jax.eval_shape(tx.init, params)
@@ -145,7 +139,7 @@ def types(tree):
 
 @ALL
 def test_float32_gradients_of_bfloat16_params_give_bfloat16_updates(case):
-  tx = bind(case)
+  tx = bound(case)
   params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
   (updates,), _ = run(tx, grads_list(1), params)
   (expected,), _ = run(tx, grads_list(1))
@@ -160,7 +154,7 @@ def test_zero_tiny_and_huge_gradients_give_finite_updates(case, dtype):
   grads = jnp.array(
     [0.0, -0.0, 1.0, info.tiny, -info.smallest_subnormal, info.max, info.min], dtype
   )
-  all_updates, state = run(bind(case), [grads] * 3, grads)
+  all_updates, state = run(bound(case), [grads] * 3, grads)
   chex.assert_tree_all_finite((all_updates, state))
 
 
@@ -169,7 +163,7 @@ def test_zero_tiny_and_huge_gradients_give_finite_updates(case, dtype):
 
 @ALL
 def test_chain_clips_before_and_scales_and_clips_after(case):
-  tx, all_grads = bind(case), grads_list(3)
+  tx, all_grads = bound(case), grads_list(3)
   schedule = optax.linear_schedule(1.0, 0.25, transition_steps=3)
   chained = optax.chain(
     optax.clip_by_global_norm(0.5), tx, optax.scale_by_schedule(schedule), optax.clip(0.02)
@@ -185,7 +179,7 @@ def test_chain_clips_before_and_scales_and_clips_after(case):
 @ALL
 def test_extra_keywords_pass_through_a_chain(case):
   """`reduce_on_plateau` needs `value`, and the learned optimizer between lets it through."""
-  tx, all_grads = bind(case), grads_list(3)
+  tx, all_grads = bound(case), grads_list(3)
   plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.0, atol=1.0)
   chained = optax.chain(optax.clip(10.0), tx, plateau)
   reduced, _ = run(chained, all_grads, value=jnp.array(1.0), unheard_of=None)
@@ -198,7 +192,7 @@ def test_extra_keywords_pass_through_a_chain(case):
 
 @ALL
 def test_multi_steps_gives_one_update_for_the_mean_gradient(case):
-  tx, all_grads = bind(case), grads_list(4)
+  tx, all_grads = bound(case), grads_list(4)
   accumulated, _ = run(
     optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation(), all_grads
   )
@@ -210,21 +204,24 @@ def test_multi_steps_gives_one_update_for_the_mean_gradient(case):
 
 @ALL
 def test_masked_leaves_the_other_leaves_alone(case):
-  tx, all_grads = bind(case), grads_list(2)
+  tx, all_grads = bound(case), grads_list(2)
   masked, _ = run(optax.masked(tx, {"w": True, "b": False}), all_grads)
   only_w, _ = run(tx, [{"w": g["w"]} for g in all_grads], {"w": PARAMS["w"]})
   expected = [{"w": u["w"], "b": g["b"]} for u, g in zip(only_w, all_grads, strict=True)]
   assert_all_close(masked, expected)
 
 
+def test_multi_transform_is_partition():
+  assert optax.multi_transform is optax.partition
+
+
 @ALL
-@pytest.mark.parametrize("partition", [optax.partition, optax.multi_transform])
-def test_different_learned_optimizers_for_different_tensors(case, partition):
+def test_different_learned_optimizers_for_different_tensors(case):
   params = {**PARAMS, "frozen": jnp.arange(3)}
   all_grads = grads_list(2)
-  first, second = bind(case), bind(OPTIMIZERS["lstm"], seed=1)
+  first, second = bound(case), bound(OPTIMIZERS["lstm"], seed=1)
   transforms = {"first": first, "second": second, "none": optax.set_to_zero()}
-  tx = partition(transforms, {"w": "first", "b": "second", "frozen": "none"})
+  tx = optax.partition(transforms, {"w": "first", "b": "second", "frozen": "none"})
   grads = [{**g, "frozen": params["frozen"]} for g in all_grads]
   updates, _ = run(tx, grads, params, value=jnp.array(1.0))
   ws, _ = run(first, [g["w"] for g in all_grads], PARAMS["w"])
@@ -236,7 +233,7 @@ def test_different_learned_optimizers_for_different_tensors(case, partition):
 
 @ALL
 def test_inject_hyperparams_around_a_scale(case):
-  tx, all_grads = bind(case), grads_list(2)
+  tx, all_grads = bound(case), grads_list(2)
 
   @optax.inject_hyperparams
   def scaled(scale):
@@ -257,7 +254,7 @@ def test_inject_hyperparams_around_a_scale(case):
 @ALL
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_apply_if_finite_keeps_the_state_clean(case, bad):
-  tx, (first, second) = bind(case), grads_list(2)
+  tx, (first, second) = bound(case), grads_list(2)
   spoilt = {"w": first["w"].at[0, 1].set(bad), "b": first["b"]}
   guarded, state = run(optax.apply_if_finite(tx, 5), [first, spoilt, second])
   clean, clean_state = run(tx, [first, second])
@@ -269,14 +266,14 @@ def test_apply_if_finite_keeps_the_state_clean(case, bad):
 
 @COORDINATEWISE
 def test_flattening_the_tree_changes_nothing(case):
-  tx, all_grads = bind(case), grads_list(2)
+  tx, all_grads = bound(case), grads_list(2)
   assert_all_close(run(optax.flatten(tx), all_grads)[0], run(tx, all_grads)[0])
 
 
 @ALL
 def test_tree_map_params_finds_no_arrays_shaped_like_params(case):
   """The state is one array for all tensors; `transform_non_params` sees all of it."""
-  tx = bind(case)
+  tx = bound(case)
   state = tx.init(PARAMS)
   unchanged = optax.tree_map_params(tx, lambda leaf: leaf + 1, state)
   chex.assert_trees_all_equal(unchanged, state)
@@ -286,7 +283,7 @@ def test_tree_map_params_finds_no_arrays_shaped_like_params(case):
 
 @ALL
 def test_init_takes_abstract_params(case):
-  tx = bind(case)
+  tx = bound(case)
   abstract = jax.eval_shape(lambda: PARAMS)
   chex.assert_trees_all_equal(tx.init(abstract), tx.init(PARAMS))
 
@@ -330,12 +327,12 @@ def ask(module, monkeypatch, check, factory, **arguments):
   ],
 )
 def test_optax_common_checks(optax_checks, monkeypatch, case, check, arguments):
-  ask(optax_checks, monkeypatch, check, lambda: bind(case), opt_kwargs={}, **arguments)
+  ask(optax_checks, monkeypatch, check, lambda: bound(case), opt_kwargs={}, **arguments)
 
 
 @ALL
 def test_optax_check_of_inject_hyperparams(optax_checks, monkeypatch, case):
-  tx = bind(case)
+  tx = bound(case)
 
   def factory(scale):
     return optax.chain(tx, optax.scale(scale))
@@ -345,7 +342,7 @@ def test_optax_check_of_inject_hyperparams(optax_checks, monkeypatch, case):
 
 
 def test_optax_checks_can_fail(optax_checks, monkeypatch):
-  tx = bind(OPTIMIZERS["lstm"])
+  tx = bound(OPTIMIZERS["lstm"])
 
   def update(updates, state, params=None):
     updates, state = tx.update(updates, state, params)

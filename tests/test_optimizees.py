@@ -14,15 +14,14 @@ from learned_opt.base import check_optimizee, check_params
 ALL = pytest.mark.parametrize("case", OPTIMIZEES.values(), ids=OPTIMIZEES)
 
 
+@jax.jit
 def draw(optimizee, key):
-  return jax.jit(lambda optimizee, key: optimizee.init(key, optimizee.data))(optimizee, key)
+  return optimizee.init(key, optimizee.data)
 
 
+@jax.jit
 def loss_of(optimizee, params, constants, key):
-  def loss(optimizee, params, constants, key):
-    return optimizee.loss(params, constants, optimizee.data, key)
-
-  return jax.jit(loss)(optimizee, params, constants, key)
+  return optimizee.loss(params, constants, optimizee.data, key)
 
 
 # --- The contract of every optimizee.

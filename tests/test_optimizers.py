@@ -9,7 +9,7 @@ import numpy as np
 import numpy_lstm
 import optax
 import pytest
-from cases import OPTIMIZERS, meta_params_of, tiny_lstm
+from cases import OPTIMIZERS, bound, meta_params_of, tiny_lstm
 
 from learned_opt import optimizers
 
@@ -94,7 +94,7 @@ def test_name_and_config_make_it_again(case, key):
 @ALL
 def test_updates_have_shapes_and_dtypes_of_params_and_state_is_stable(case, key):
   params = params_tree()
-  tx = bind(case.make())
+  tx = bound(case)
   grads = random_like(params, key)
   state = tx.init(params)
   updates, next_state = jax.jit(tx.update)(grads, state, params)
@@ -108,14 +108,14 @@ def test_updates_have_shapes_and_dtypes_of_params_and_state_is_stable(case, key)
 @ALL
 @pytest.mark.parametrize("params", [{}, (), {"a": jnp.zeros((0, 2))}, None], ids=repr)
 def test_trees_without_coordinates(case, key, params):
-  tx = bind(case.make())
+  tx = bound(case)
   updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
   chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
 
 
 @ALL
 def test_params_and_extra_keywords_are_optional(case, key):
-  tx = bind(case.make())
+  tx = bound(case)
   assert isinstance(tx, optax.GradientTransformationExtraArgs)
   params = {"w": jnp.arange(1.0, 4.0)}
   grads, state = {"w": jnp.array([0.3, -2.0, 1e-4])}, tx.init(params)
@@ -152,7 +152,7 @@ def test_one_trace_for_all_meta_params_steps_and_calls_of_the_factory(case):
 def test_no_two_state_leaves_share_a_buffer(case, key):
   """So that the state can be donated."""
   params = jnp.arange(4.0)
-  tx = bind(case.make())
+  tx = bound(case)
   state = tx.init(params)
   pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
   assert len(set(pointers)) == len(pointers)
@@ -181,7 +181,7 @@ def test_differentiable_in_meta_params_at_zero_huge_and_tiny_gradients(case, key
 
 @COORDINATEWISE
 def test_permutation_of_coordinates_permutes_updates(case, key):
-  tx = bind(case.make())
+  tx = bound(case)
   params = jnp.zeros(13)
   grads_list = [jax.random.normal(k, (13,)) for k in jax.random.split(key, 3)]
   order = jax.random.permutation(key, 13)
@@ -193,7 +193,7 @@ def test_permutation_of_coordinates_permutes_updates(case, key):
 
 @COORDINATEWISE
 def test_splitting_a_tensor_splits_updates(case, key):
-  tx = bind(case.make())
+  tx = bound(case)
   grads_list = [jax.random.normal(k, (12,)) for k in jax.random.split(key, 3)]
 
   def tree(vector):
@@ -207,7 +207,7 @@ def test_splitting_a_tensor_splits_updates(case, key):
 
 @COORDINATEWISE
 def test_a_coordinate_does_not_see_the_others(case, key):
-  tx = bind(case.make())
+  tx = bound(case)
   grads = jax.random.normal(key, (3, 2, 5))
   disturbed = grads.at[:, 0].multiply(-3.0)
   tree = [{"a": g[0], "b": g[1]} for g in grads]
@@ -222,7 +222,7 @@ def test_a_coordinate_does_not_see_the_others(case, key):
 
 @COORDINATEWISE
 def test_all_at_once_equals_one_coordinate_at_a_time(case, key):
-  tx = bind(case.make())
+  tx = bound(case)
   grads = jax.random.normal(key, (4, 6))
   together, _ = run(tx, jnp.zeros(6), list(grads))
   alone = [run(tx, jnp.zeros(()), list(grads[:, k]))[0] for k in range(6)]
@@ -248,7 +248,7 @@ def test_vmap_over_meta_params_and_params_equals_a_loop(case, key):
 
 @ALL
 def test_bfloat16_gradients_are_computed_in_float32(case, key):
-  tx = bind(case.make())
+  tx = bound(case)
   grads = jnp.array([0.3, -1.7, 2e-3], jnp.bfloat16)
   low, _ = run(tx, grads, [grads, grads])
   high, _ = run(tx, grads.astype(jnp.float32), [grads.astype(jnp.float32)] * 2)
@@ -269,7 +269,7 @@ def test_bfloat16_gradients_are_computed_in_float32(case, key):
   ids=["int", "bool", "complex", "str"],
 )
 def test_params_that_are_not_real_floats_are_refused(case, key, leaf, message):
-  tx = bind(case.make())
+  tx = bound(case)
   with pytest.raises(TypeError, match=message):
     tx.init({"w": leaf})
 
@@ -286,7 +286,7 @@ def test_params_that_are_not_real_floats_are_refused(case, key, leaf, message):
   ids=["structure", "shape", "state", "state_without_params"],
 )
 def test_trees_that_do_not_agree_are_refused(case, key, updates, params, message):
-  tx = bind(case.make())
+  tx = bound(case)
   state = tx.init({"w": jnp.ones(3)})
   with pytest.raises(ValueError, match=message):
     tx.update(updates, state, params)
@@ -294,7 +294,7 @@ def test_trees_that_do_not_agree_are_refused(case, key, updates, params, message
 
 @ALL
 def test_integer_gradients_are_refused(case, key):
-  tx = bind(case.make())
+  tx = bound(case)
   with pytest.raises(TypeError, match="updates has dtype int32"):
     tx.update(jnp.arange(3), tx.init(jnp.ones(3)), jnp.ones(3))
 
