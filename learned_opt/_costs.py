@@ -62,10 +62,13 @@ def measure_costs(
     hyperparams = jax.tree.map(jnp.asarray, hyperparams)
     opt_state = make(hyperparams).init(problem.params)
     arguments = (hyperparams, opt_state, optimizee, problem, loss, grads)
-    run = jax.jit(_update_function(make)).lower(*arguments).compile()
+    lowered = jax.jit(_update_function(make)).lower(*arguments)
+    run = lowered.compile()
     calls.append(lambda run=run, arguments=arguments: run(*arguments))
     with _blocks.as_a_whole():
-      flops.append(_flops(jax.jit(_update_function(make)).lower(*arguments).compile()))
+      whole = jax.jit(_update_function(make)).lower(*arguments)
+    in_blocks = whole.as_text() != lowered.as_text()
+    flops.append(_flops(whole.compile() if in_blocks else run))
     state_bytes.append(_num_bytes(opt_state))
   seconds = _median_seconds(calls, max_seconds)
   return [Cost(*cost) for cost in zip(seconds, flops, state_bytes, strict=True)]

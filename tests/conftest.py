@@ -18,6 +18,8 @@ import chex  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from learned_opt import _costs  # noqa: E402
+
 
 @pytest.fixture
 def key() -> jax.Array:
@@ -29,6 +31,12 @@ def key() -> jax.Array:
 def fresh_trace_counts():
   """`chex.assert_max_traces` counts by source line; each case of a test starts anew."""
   chex.clear_trace_counter()
+
+
+@pytest.fixture(autouse=True)
+def costs_are_measured_briefly(monkeypatch):
+  """No test is about how long an update takes."""
+  monkeypatch.setattr(_costs, "_MAX_REPETITIONS", _costs._MIN_REPETITIONS)
 
 
 @pytest.fixture
