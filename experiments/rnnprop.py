@@ -44,6 +44,7 @@ class Size(NamedTuple):
   """How much work to do."""
 
   dataset: str
+  horizon: int
   num_outer_steps: int
   validate_every: int
   num_validation_problems: int
@@ -57,9 +58,11 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  "smoke": Size("digits", 4, 2, 2, 2, (3,), ("sines",), 2, 2, 2, ("adam",)),
-  "cpu": Size("mnist", 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 8, BASELINES),
-  "paper": Size("mnist", 50_000, 500, 64, 100, (2000, 10_000), NETWORKS, 100, 100, 32, BASELINES),
+  "smoke": Size("digits", 20, 4, 2, 2, 2, (3,), ("relu",), 2, 2, 2, ("adam",)),
+  "cpu": Size("mnist", 100, 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 8, BASELINES),
+  "paper": Size(
+    "mnist", 100, 50_000, 500, 64, 100, (2000, 10_000), NETWORKS, 100, 100, 32, BASELINES
+  ),
 }
 
 
@@ -85,7 +88,10 @@ def recipe(size: Literal["smoke", "cpu", "paper"], seed: int) -> runs.Recipe:
     optimizee_name=f"{chosen.dataset}, 20 sigmoid units",
     learned_optimizer=optimizers.rnnprop(),
     estimator=estimators.truncated_backprop(
-      unroll_length=20, horizon=100, meta_loss=meta_losses.mean_log, replayed_coordinates=2048
+      unroll_length=20,
+      horizon=chosen.horizon,
+      meta_loss=meta_losses.mean_log,
+      replayed_coordinates=2048,
     ),
     outer_learning_rate=1e-3,
     schedule="cosine",
@@ -104,7 +110,8 @@ def recipe(size: Literal["smoke", "cpu", "paper"], seed: int) -> runs.Recipe:
         "random scaling 3, convex helper"
       ),
       "estimator": (
-        "truncated_backprop, 20 of 100 steps, mean log loss, one problem, 2048 coordinates a tensor"
+        f"truncated_backprop, 20 of {chosen.horizon} steps, mean log loss, one problem, "
+        "2048 coordinates a tensor"
       ),
     },
   )

@@ -49,9 +49,7 @@ def flatten(
     TypeError: if a leaf is not real floating point.
     ValueError: if the trees or the number of coordinates differ.
   """
-  check_params(grads, "updates")
-  if params is not None:
-    _check_like(grads, params)
+  check_gradients(grads, params)
   found = count(grads)
   if found != expected:
     raise ValueError(
@@ -81,7 +79,11 @@ def unflatten(
   )
 
 
-def _check_like(grads: chex.ArrayTree, params: chex.ArrayTree) -> None:
+def check_gradients(grads: chex.ArrayTree, params: chex.ArrayTree | None) -> None:
+  """Raises as `flatten` does, but for the number of coordinates."""
+  check_params(grads, "updates")
+  if params is None:
+    return
   if jax.tree.structure(grads) != jax.tree.structure(params):
     raise ValueError(
       "updates and params must have the same tree structure, got "

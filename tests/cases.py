@@ -202,6 +202,9 @@ OPTIMIZERS = {
     num_meta_params=(2 + 4 + 1) * 16 + 5,
     coordinatewise=False,
   ),
+  "lstm_pair": OptimizerCase(
+    lambda: optimizers.lstm_pair(1, 4), num_meta_params=2 * ((2 + 4 + 1) * 16 + 5)
+  ),
   "ntm_bfgs": OptimizerCase(
     lambda: optimizers.ntm_bfgs(1, 4, num_global=2),
     num_meta_params=(2 + 4 + 1) * 16 + 5 * (1 + 1 + 6),
@@ -248,15 +251,15 @@ OPTIMIZEES = {
     has_metrics=True,
   ),
   "conv_classifier": OptimizeeCase(
-    lambda: optimizees.conv_classifier(images(), (2, 3), hidden_size=5, batch_size=8),
-    # The images shrink from 6 x 5 to 3 x 3 and to 2 x 2.
-    num_coordinates=(25 + 1 + 1) * 2 + (25 * 2 + 1 + 1) * 3 + (12 + 1 + 1) * 5 + 6 * 4,
+    lambda: optimizees.conv_classifier(images(), (2,), hidden_size=5, batch_size=8),
+    # The images shrink from 6 x 5 to 3 x 3.
+    num_coordinates=(25 + 1 + 1) * 2 + (18 + 1 + 1) * 5 + 6 * 4,
     stochastic=True,
     has_metrics=True,
   ),
   "noisy_sines": OptimizeeCase(
-    lambda: optimizees.noisy_sines(2, 3, length=4, batch_size=5),
-    num_coordinates=(1 + 3 + 1) * 12 + (3 + 3 + 1) * 12 + 4,
+    lambda: optimizees.noisy_sines(1, 3, length=4, batch_size=5),
+    num_coordinates=(1 + 3 + 1) * 12 + 4,
     stochastic=True,
   ),
   "neural_style": OptimizeeCase(

@@ -249,12 +249,17 @@ def test_first_order_gradient_of_an_outer_loss(key, x64):
     np.testing.assert_allclose(along(meta_grads, direction), expected, rtol=1e-6, atol=1e-10)
 
 
-def plain_first_order_loss(optimizee, lstm, problems, num_steps):
+def learned_rate():
+  """The smallest learned optimizer: the rate of gradient descent."""
+  return learned_opt.LearnedOptimizer(lambda key: jnp.array(0.2), optax.sgd)
+
+
+def plain_first_order_loss(optimizee, learned_optimizer, problems, num_steps):
   """phi -> mean over problems of sum_t f(theta_t), with the optimizee's gradients detached."""
   loss, data = optimizee.loss, optimizee.data
 
   def one(phi, params, constants, key):
-    tx, total = lstm.optimizer(phi), 0.0
+    tx, total = learned_optimizer.optimizer(phi), 0.0
     opt_state = tx.init(params)
     for step in range(num_steps + 1):
       step_key = jax.random.fold_in(key, step)
@@ -278,21 +283,20 @@ def plain_first_order_loss(optimizee, lstm, problems, num_steps):
 @pytest.mark.parametrize("case", OPTIMIZEES.values(), ids=OPTIMIZEES)
 def test_first_order_gradient_of_every_optimizee_equals_a_plain_loop(case, key):
   """Trees of tensors, minibatches and outer losses; the loop is optax's, without a scan."""
-  lstm = tiny_lstm(num_layers=1, output_scale=1.0)
-  estimator = estimators.full_unroll(horizon=1, meta_batch_size=2)
+  sgd, estimator = learned_rate(), estimators.full_unroll(horizon=1, meta_batch_size=2)
 
   @jax.jit
   def both(optimizee, meta_params, key):
-    state = estimator.init(optimizee, lstm, meta_params, key)
+    state = estimator.init(optimizee, sgd, meta_params, key)
     # The problems that `init` drew are the ones to go on with, so that their start is known.
     kept = state._replace(restart=jnp.zeros_like(state.restart))
-    meta_grads, _, info = estimator.estimate(optimizee, lstm, meta_params, kept, key)
-    loss = plain_first_order_loss(optimizee, lstm, state.problems, 1)
+    meta_grads, _, info = estimator.estimate(optimizee, sgd, meta_params, kept, key)
+    loss = plain_first_order_loss(optimizee, sgd, state.problems, 1)
     return (info.meta_loss, meta_grads), jax.value_and_grad(loss)(meta_params)
 
-  estimated, expected = both(case.make(), meta_params_of(lstm), key)
+  estimated, expected = both(case.make(), jnp.array(0.2), key)
   chex.assert_trees_all_close(estimated, expected, rtol=1e-4, atol=1e-6)
-  assert float(optax.tree.norm(expected[1])) > 1e-3
+  assert abs(float(expected[1])) > 1e-3
 
 
 def test_any_optimizer_can_be_meta_trained(key, x64):

@@ -323,7 +323,6 @@ def ask(module, monkeypatch, check, factory, **arguments):
     ("test_preserve_dtype", {"dtype": "bfloat16"}),
     ("test_gradient_accumulation", {"dtype": "bfloat16"}),
     ("test_state_shape_dtype_shard_stability", {"dtype": jnp.float16}),
-    ("test_state_shape_dtype_shard_stability", {"dtype": jnp.float64}),
   ],
 )
 def test_optax_common_checks(optax_checks, monkeypatch, case, check, arguments):

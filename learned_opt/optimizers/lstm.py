@@ -1,4 +1,4 @@
-"""The coordinatewise LSTM of Andrychowicz et al. (2016), section 2.1.
+"""The coordinatewise LSTM of Andrychowicz et al. (2016), section 2.1, and the pair of section 3.3.
 
 One small network, written for a single coordinate; `vmap` gives every coordinate of the optimizee
 its own state and the same weights.
@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax.core import FrozenDict
 
-from learned_opt import _blocks
-from learned_opt.base import CoordinatewiseRule, LearnedOptimizer
+from learned_opt import _blocks, _coordinates
+from learned_opt.base import CoordinatewiseRule, LearnedOptimizer, check_params
 from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
 from learned_opt.optimizers._cells import (
   CellState,
@@ -29,6 +30,9 @@ from learned_opt.optimizers._preprocessing import LogAndSign, Preprocessing
 
 # Coordinates that an update takes at once: what it makes on the way stays in the cache.
 _UPDATE_BLOCK = 2048
+
+# The two of a pair.
+_KERNELS, _OTHERS = "kernels", "others"
 
 
 class CoordinatewiseLSTM(nn.Module):
@@ -163,3 +167,81 @@ def _lstm(
   )
   rule = CoordinatewiseRule(rule_init, rule_update)
   return LearnedOptimizer(init, optimizer, "lstm", config, rule)
+
+
+def lstm_pair(
+  num_layers: int = 2,
+  hidden_size: int = 20,
+  preprocessing: Preprocessing = LogAndSign(),
+  output_scale: float = 0.1,
+  forget_bias: float = 1.0,
+  kernel_rank: int = 4,
+) -> LearnedOptimizer:
+  """Two coordinatewise LSTMs of the same shape, with weights of their own.
+
+  One updates the tensors of rank `kernel_rank`, which are the kernels of convolutions over images,
+  the other all tensors of any other rank: fully connected weights, biases, offsets. The two are
+  put together by `optax.partition`.
+
+  Source: Andrychowicz et al. (2016), section 3.3, which names the convolutional and the fully
+  connected parameters; that biases and offsets of convolutions go with the latter is the released
+  code's choice. 10,282 meta-params by default.
+
+  Args:
+    num_layers: as of `lstm`, like the four that follow, for both.
+    hidden_size: units of each layer.
+    preprocessing: what the networks see of a gradient.
+    output_scale: factor of the networks' outputs.
+    forget_bias: added to the forget gates when the networks run.
+    kernel_rank: of the tensors that the first LSTM updates; 3 for convolutions over sequences.
+
+  Returns:
+    The architecture. Its meta-params are a dict of those of two LSTMs, ``"kernels"`` and
+    ``"others"``; the state is that of `optax.partition`.
+
+  Raises:
+    ValueError: if `kernel_rank` is negative, or as of `lstm`.
+    TypeError: as of `lstm`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from learned_opt import optimizers
+    >>> architecture = optimizers.lstm_pair()
+    >>> tx = architecture.optimizer(architecture.init(jax.random.key(0)))
+    >>> params = {"kernel": jnp.ones((5, 5, 1, 2)), "bias": jnp.ones(2)}
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> {name: update.shape for name, update in updates.items()}
+    {'bias': (2,), 'kernel': (5, 5, 1, 2)}
+  """
+  if kernel_rank < 0:
+    raise ValueError(f"kernel_rank must be at least 0, got {kernel_rank}")
+  member = lstm(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
+  return _lstm_pair(member, kernel_rank)
+
+
+# Equal arguments give the same object: no second compilation for it.
+@functools.cache
+def _lstm_pair(member: LearnedOptimizer, kernel_rank: int) -> LearnedOptimizer:
+  def init(key: chex.PRNGKey) -> chex.ArrayTree:
+    kernels_key, others_key = jax.random.split(key)
+    return {_KERNELS: member.init(kernels_key), _OTHERS: member.init(others_key)}
+
+  def label(leaf) -> str:
+    return _KERNELS if leaf.ndim == kernel_rank else _OTHERS
+
+  def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
+    members = {name: member.optimizer(meta_params[name]) for name in (_KERNELS, _OTHERS)}
+    pair = optax.partition({**members}, functools.partial(jax.tree.map, label))
+
+    def init_fn(params):
+      check_params(params)
+      return pair.init(params)
+
+    def update_fn(updates, state, params=None, **extra_args):
+      _coordinates.check_gradients(updates, params)
+      return pair.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+  config = FrozenDict({**(member.config or {}), "kernel_rank": kernel_rank})
+  return LearnedOptimizer(init, optimizer, "lstm_pair", config)

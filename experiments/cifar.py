@@ -1,0 +1,227 @@
+"""A convolutional network on CIFAR-10: Andrychowicz et al. (2016), section 3.3.
+
+    python experiments/cifar.py
+
+meta-trains a pair of LSTMs, one for the convolutions' kernels and one for all other tensors, on all
+ten labels; and another pair, LSTM-sub, on problems of five labels of which no test problem has any.
+Both go to CIFAR-10, to five labels and to pairs of them, on images of the test split.
+
+Expected: below every tuned baseline at the last step, on all three; the paper's LSTM has 0.823 at
+step 1,000 on CIFAR-10 (its NAG 0.801), 0.358 and 0.041 on its subsets of five and two.
+"""
+
+import functools
+import pathlib
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import learned_opt
+from learned_opt import (
+  ImageDataset,
+  Optimizee,
+  cli,
+  datasets,
+  devices,
+  estimators,
+  meta_losses,
+  optimizees,
+  optimizers,
+  runs,
+)
+from learned_opt.baselines import BASELINES
+from learned_opt.comparisons import Comparison
+from learned_opt.plots import Published
+
+SizeName = Literal["smoke", "cpu", "paper"]
+PairName = Literal["lstm", "lstm-sub"]
+
+# The problems of the subsets have the first five labels; LSTM-sub is trained on the others.
+TESTED, HELD_OUT = range(5), range(5, 10)
+
+# Figure 7, read off.
+PAPER_STEPS = (10, 50, 100, 200, 400, 600, 800, 1000)
+PAPER = {
+  "10-labels": {"lstm": (2.034, 1.589, 1.435, 1.314, 1.132, 1.009, 0.907, 0.823)},
+  "5-labels": {
+    "lstm": (1.218, 0.814, 0.718, 0.604, 0.487, 0.423, 0.397, 0.358),
+    "lstm-sub": (1.250, 0.841, 0.706, 0.601, 0.509, 0.459, 0.415, 0.385),
+  },
+  "2-labels": {
+    "lstm": (0.421, 0.278, 0.217, 0.163, 0.108, 0.076, 0.057, 0.041),
+    "lstm-sub": (0.483, 0.275, 0.212, 0.161, 0.097, 0.076, 0.051, 0.039),
+  },
+}
+
+
+class Size(NamedTuple):
+  """How much work to do."""
+
+  dataset: str
+  channels: tuple[int, ...]
+  batch_size: int
+  horizon: int
+  num_outer_steps: int
+  validate_every: int
+  num_validation_problems: int
+  num_steps: int
+  num_test_problems: int
+  num_tuning_problems: int
+  subsets: tuple[str, ...] = tuple(PAPER)
+  pairs: tuple[PairName, ...] = ("lstm", "lstm-sub")
+  starts_from_lstm_mnist: bool = False
+  baselines: tuple[str, ...] = tuple(BASELINES)
+
+
+SIZES = {
+  "smoke": Size(
+    *("digits", (2,), 8, 20, 2, 2, 2, 2, 2, 2, ("5-labels",)),
+    pairs=("lstm-sub",),
+    baselines=("adam",),
+  ),
+  "cpu": Size(
+    *("cifar10", (16, 16, 16), 128, 100, 1000, 100, 2, 100, 16, 2),
+    starts_from_lstm_mnist=True,
+    baselines=("sgd", "nag", "rmsprop", "adam"),
+  ),
+  "paper": Size("cifar10", (16, 16, 16), 128, 1000, 20_000, 500, 8, 1000, 100, 8),
+}
+
+
+def network(
+  size: SizeName,
+  split: Literal["train", "validation", "test"] = "train",
+  num_labels: int | None = None,
+  labels: range | None = None,
+) -> Optimizee:
+  """The problems: all labels, or some of `labels`, drawn for each problem."""
+  chosen = SIZES[size]
+  return optimizees.conv_classifier(
+    _dataset(chosen.dataset),
+    chosen.channels,
+    batch_size=chosen.batch_size,
+    split=split,
+    num_labels=num_labels,
+    labels=labels,
+  )
+
+
+def recipe(name: PairName, size: SizeName, seed: int) -> runs.Recipe:
+  """The training of one of the two pairs.
+
+  The network and the pair are the paper's. Which labels its subsets have, the horizon, the unrolls
+  and the number of outer steps it does not say. Ours are the meta-loss, the mean of the log loss,
+  and the outer learning rate with its schedule; on a CPU both LSTMs start from `lstm-mnist`.
+  """
+  chosen = SIZES[size]
+  problems = functools.partial(network, size)
+  if name == "lstm-sub":
+    problems = functools.partial(problems, num_labels=len(HELD_OUT), labels=HELD_OUT)
+  start = None
+  if chosen.starts_from_lstm_mnist:
+    weights = learned_opt.load_artifact("lstm-mnist").meta_params
+    start = {"kernels": weights, "others": weights}
+  return runs.Recipe(
+    name=name,
+    optimizee=problems(),
+    validation_optimizee=problems("validation"),
+    optimizee_name=_title(chosen.dataset, "10-labels" if name == "lstm" else "5 held-out labels"),
+    learned_optimizer=optimizers.lstm_pair(),
+    initial_meta_params=start,
+    estimator=estimators.truncated_backprop(
+      unroll_length=20, horizon=chosen.horizon, meta_loss=meta_losses.mean_log
+    ),
+    outer_learning_rate=1e-3,
+    schedule="cosine",
+    num_outer_steps=chosen.num_outer_steps,
+    validate_every=chosen.validate_every,
+    num_validation_problems=chosen.num_validation_problems,
+    seed=seed,
+    description={
+      "command": f"python experiments/cifar.py --size {size} --seed {seed}",
+      "optimizee": (
+        f"{chosen.dataset}, conv_classifier with {chosen.channels} channels, minibatches of "
+        f"{chosen.batch_size}, labels {'0 to 9' if name == 'lstm' else '5 to 9'}"
+      ),
+      "estimator": f"truncated_backprop, 20 of {chosen.horizon} steps, mean log loss, one problem",
+      "start": "both LSTMs from lstm-mnist" if start else "random",
+    },
+  )
+
+
+def comparisons(size: SizeName, seed: int) -> list[Comparison]:
+  """On all labels, and on problems of five and of two of the tested ones."""
+  chosen = SIZES[size]
+  options = {
+    "10-labels": {},
+    "5-labels": {"num_labels": 5, "labels": TESTED},
+    "2-labels": {"num_labels": 2, "labels": TESTED},
+  }
+  return [
+    Comparison(
+      name,
+      network(size, "test", **options[name]),
+      num_steps=chosen.num_steps,
+      optimizee_name=_title(chosen.dataset, name),
+      tuning_optimizee=network(size, "train", **options[name]),
+      num_problems=chosen.num_test_problems,
+      num_tuning_problems=chosen.num_tuning_problems,
+      baselines=chosen.baselines,
+      seed=seed,
+      published=_published(name, chosen.num_steps),
+    )
+    for name in chosen.subsets
+  ]
+
+
+def _published(name: str, num_steps: int) -> Published:
+  """The paper's curves as far as ours go."""
+  number = sum(step <= num_steps for step in PAPER_STEPS)
+  if not number:
+    return {}
+  steps = np.asarray(PAPER_STEPS[:number])
+  return {of: (steps, np.asarray(curve[:number])) for of, curve in PAPER[name].items()}
+
+
+def _title(dataset: str, labels: str) -> str:
+  return f"{dataset}, {labels.replace('-', ' ')}"
+
+
+@functools.cache
+def _dataset(name: str) -> ImageDataset:
+  """On the device, once for all problems."""
+  return jax.tree.map(jnp.asarray, datasets.load(name))
+
+
+def main(
+  size: SizeName = "cpu",
+  out: pathlib.Path | None = None,
+  seed: int = 0,
+  resume: bool = False,
+) -> None:
+  """Meta-trains two pairs of LSTMs on convolutional networks and compares them with baselines.
+
+  Args:
+    size: how much work to do: smoke takes seconds, cpu hours on 2 cores; paper is for an
+      accelerator.
+    out: the folder of the runs; by default runs/cifar-SIZE-SEED.
+    seed: of everything random.
+    resume: continue the runs in that folder.
+  """
+  devices.use_cores()
+  folder = out or pathlib.Path("runs") / f"cifar-{size}-{seed}"
+  saved = {}
+  for name in SIZES[size].pairs:
+    begun = (folder / name).exists()
+    run = cli.run_recipe(
+      recipe(name, size, seed), folder / name, resume=resume and begun, evaluate=False
+    )
+    saved[name] = run.out / "optimizer"
+  cli.compare(comparisons(size, seed), saved, folder, resume=resume)
+
+
+if __name__ == "__main__":
+  tyro.cli(main)
