@@ -48,7 +48,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  "smoke": Size(4, 2, 2, 2, 4, 2, ("adam", "bfgs_line_search"), (3,), ("lstm", "ntm_bfgs")),
+  "smoke": Size(4, 2, 2, 2, 4, 2, ("adam", "bfgs_line_search"), (3,), ("ntm_bfgs",)),
   "cpu": Size(5000, 250, 64, 512, 2000, 256),
   "paper": Size(10_000, 500, 128, 1024, 2000, 512),
 }

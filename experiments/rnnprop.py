@@ -58,7 +58,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  "smoke": Size("digits", 20, 4, 2, 2, 2, (3,), ("relu",), 2, 2, 2, ("adam",)),
+  "smoke": Size("digits", 20, 4, 2, 2, 2, (), ("relu",), 2, 2, 2, ("adam",)),
   "cpu": Size("mnist", 100, 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 8, BASELINES),
   "paper": Size(
     "mnist", 100, 50_000, 500, 64, 100, (2000, 10_000), NETWORKS, 100, 100, 32, BASELINES

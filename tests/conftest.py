@@ -1,5 +1,6 @@
 """What holds in every test: strict numerics, quick compilation; and where shared data lie."""
 
+import gc
 import os
 import pathlib
 
@@ -22,6 +23,13 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from learned_opt import _costs  # noqa: E402
+
+
+def pytest_collection_finish():
+  """Imported modules and collected tests stay; JAX's traces make and drop millions of objects."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

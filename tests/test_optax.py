@@ -97,9 +97,10 @@ def test_a_loop_of_steps_a_scan_and_donated_buffers_give_the_same(case):
 
 @ALL
 def test_without_jit_the_updates_are_the_same(case):
-  tx, (grads,) = bound(case), grads_list(1)
-  updates, _ = tx.update(grads, tx.init(PARAMS), PARAMS)
-  assert_all_close([updates], run(tx, [grads])[0])
+  tx, params = bound(case), PARAMS["b"]
+  (grads,) = grads_list(1, params)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  assert_all_close([updates], run(tx, [grads], params)[0])
 
 
 @ALL

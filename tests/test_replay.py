@@ -230,7 +230,7 @@ def with_outer_loss_of_trees(optimizee):
 
 
 def test_a_sample_of_coordinates_is_unbiased(x64):
-  samples, everything = sampled_estimates(2000, coordinates=5), estimate_from_all_coordinates()
+  samples, everything = sampled_estimates(1000, coordinates=5), estimate_from_all_coordinates()
   for drawn, exact in zip(jax.tree.leaves(samples), jax.tree.leaves(everything), strict=True):
     standard_error = drawn.std(axis=0) / np.sqrt(len(drawn))
     assert float(jnp.min(standard_error)) > 0.0
@@ -243,14 +243,6 @@ def test_a_sample_of_all_coordinates_is_exact(x64):
   chex.assert_trees_all_close(
     jax.tree.map(lambda leaf: leaf[0], samples), everything, rtol=1e-5, atol=1e-9
   )
-
-
-def test_a_sample_of_nearly_all_coordinates_is_close(x64):
-  """The largest tensor lacks one of its 90 coordinates; the others are whole."""
-  samples, everything = sampled_estimates(1, coordinates=89), estimate_from_all_coordinates()
-  for drawn, exact in zip(jax.tree.leaves(samples), jax.tree.leaves(everything), strict=True):
-    difference = float(jnp.linalg.norm(drawn[0] - exact))
-    assert 0.0 < difference < 0.2 * float(jnp.linalg.norm(exact))
 
 
 def test_a_sample_needs_the_replay():

@@ -128,6 +128,7 @@ def test_scores_are_means_over_the_same_fresh_problems(finished):
   key = jax.random.fold_in(runs.split_seed(0)[1], 2)
   keys = jax.random.split(key, 8)
 
+  @jax.jit
   def draw(key):
     return QUADRATIC.init(jax.random.split(key)[0], QUADRATIC.data)
 

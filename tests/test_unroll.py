@@ -94,20 +94,6 @@ def test_unroll_equals_a_plain_loop(tx, key, x64):
   assert not np.array_equal(params, state.params)
 
 
-@pytest.mark.parametrize("case", OPTIMIZEES.values(), ids=OPTIMIZEES)
-def test_unroll_of_every_optimizee_equals_a_plain_loop(case, key):
-  # Not Adam, which would go along gradients that are zero but for rounding, as those of the biases
-  # before a batch norm are.
-  optimizee, tx = case.make(), optax.sgd(0.1, momentum=0.9)
-  state = start(optimizee, tx, key)
-  new_state, trajectory = rollout(optimizee, tx, state, 3)
-  params, _, losses = plain_loop(optimizee, tx, state, 3)
-  chex.assert_trees_all_close(new_state.params, params, rtol=1e-5, atol=1e-7)
-  np.testing.assert_allclose(trajectory.losses, losses, rtol=1e-5)
-  assert trajectory.losses.shape == (4,)
-  assert trajectory.outer_losses.shape == (3,)
-
-
 def test_lbfgs_solves_a_quadratic(key, x64):
   optimizee, tx = optimizees.quadratic(3), optax.lbfgs()
   _, trajectory = rollout(optimizee, tx, start(optimizee, tx, key), 30)
