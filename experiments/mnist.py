@@ -27,6 +27,12 @@ from learned_opt import (
 )
 from learned_opt.baselines import BASELINES
 
+# The LSTM of figure 4, read off.
+PAPER = (
+  (1, 5, 10, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200),
+  (2.301, 1.330, 0.747, 0.455, 0.334, 0.306, 0.263, 0.245, 0.235, 0.238, 0.224, 0.216, 0.215),
+)
+
 
 class Size(NamedTuple):
   """How much work to do."""
@@ -90,6 +96,7 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
         "2048 coordinates a tensor"
       ),
     },
+    published={"lstm": PAPER} if size == "full" else {},
   )
 
 

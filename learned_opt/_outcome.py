@@ -71,7 +71,7 @@ def judge(
     evaluation = _run_folder.read_evaluation(out) or evaluate(recipe, meta_params, None, report)
   except KeyboardInterrupt:
     return None
-  _run_folder.write_evaluation(evaluation, out, plots=plots)
+  _run_folder.write_evaluation(evaluation, out, plots=plots, published=recipe.published)
   save(recipe, meta_params, record, out, evaluation)
   return evaluation
 

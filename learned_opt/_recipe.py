@@ -16,6 +16,7 @@ from learned_opt import _arrays, _card
 from learned_opt.base import LearnedOptimizer, MetaGradientEstimator, Optimizee
 from learned_opt.baselines import BASELINES, Objective, find_baselines
 from learned_opt.meta_train import with_clipping
+from learned_opt.plots import Published
 
 Schedule = Literal["constant", "cosine"]
 
@@ -67,6 +68,8 @@ class Recipe:
     objective: what the baselines are tuned for, ``"final"`` or ``"sum"``.
     description: what the optimizees and the estimator are, and whatever else should be on
       record; JSON values. It goes into config.json and the card.
+    published: curves of others for the figures of the evaluations, by name, as pairs
+      ``(steps, losses)``.
 
   Raises:
     ValueError: if a number is out of its range, a name unknown or taken, or the initial meta-params
@@ -112,6 +115,7 @@ class Recipe:
   baselines: tuple[str, ...] = tuple(BASELINES)
   objective: Objective = "final"
   description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  published: Published = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     for name in _POSITIVE:
@@ -131,17 +135,17 @@ class Recipe:
 
 def describe(recipe: Recipe) -> dict[str, Any]:
   """The recipe as JSON values. The optimizees and the estimator are in its description."""
-  parts = {"optimizee", "validation_optimizee", "test_optimizee", "tuning_optimizee", "estimator"}
+  optimizees = {"optimizee", "validation_optimizee", "test_optimizee", "tuning_optimizee"}
+  parts = optimizees | {"learned_optimizer", "estimator", "initial_meta_params", "published"}
   values = {
     field.name: getattr(recipe, field.name)
     for field in dataclasses.fields(recipe)
-    if field.name not in parts | {"learned_optimizer", "initial_meta_params", "description"}
+    if field.name not in parts
   }
   start = recipe.initial_meta_params
   values["initial_meta_params"] = None if start is None else f"sha256 {_digest(start)}"
   values["horizon"] = recipe.estimator.horizon
   values["learned_optimizer"] = _card.describe(recipe.learned_optimizer)
-  values["description"] = recipe.description
   return _card.to_json(values, "recipe")
 
 

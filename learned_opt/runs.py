@@ -203,7 +203,9 @@ def evaluate(
   report = on_progress or (lambda words: None)
   evaluation = _outcome.evaluate(recipe, artifact.meta_params, num_steps, report)
   suffix = "" if num_steps is None else f"-{num_steps}"
-  _run_folder.write_evaluation(evaluation, out, suffix=suffix, plots=plots)
+  _run_folder.write_evaluation(
+    evaluation, out, suffix=suffix, plots=plots, published=recipe.published
+  )
   return evaluation
 
 

@@ -150,6 +150,21 @@ def test_config_records_what_was_asked_for(finished):
   assert "optimizee" not in config
 
 
+def test_published_curves_are_drawn_and_not_on_record(finished, tmp_path, monkeypatch):
+  """A finished run that is resumed draws its figure anew."""
+  drawn = []
+
+  def draw(evaluation, path, *, published):
+    drawn.append(published)
+
+  monkeypatch.setattr(_run_folder, "learning_curves_figure", draw)
+  published = {"theirs": ((0, 10), (2.0, 1.0))}
+  folder = shutil.copytree(finished.out, tmp_path / "copy")
+  runs.train(recipe(published=published), folder, resume=True)
+  assert drawn == [published]
+  assert read(folder / "config.json") == read(finished.out / "config.json")
+
+
 def test_artifact_is_the_best_and_says_how_it_was_made(finished):
   artifact = learned_opt.load_artifact(finished.optimizer)
   chex.assert_trees_all_equal(artifact.meta_params, finished.training.meta_params)
