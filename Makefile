@@ -15,6 +15,8 @@ HAS_UV := $(VENV)/.has-uv-$(PYTHON_VERSION)
 COMPLETE := $(VENV)/.complete-$(PYTHON_VERSION)
 UV := UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv --quiet
 LOCK := pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header
+# One more than there are cores, as tests wait for processes now and then.
+JOBS ?= $(shell echo $$(( $$(nproc 2>/dev/null || sysctl -n hw.ncpu) + 1 )))
 # Without byte code each process that the tests start compiles two thousand modules anew, for 8 s.
 export PYTHONDONTWRITEBYTECODE :=
 # COVERAGE=1 measures it and fails below the bar of setup.cfg. It is off by default: before Python
@@ -50,7 +52,7 @@ types: $(COMPLETE) ## check types
 
 .PHONY: pytest
 pytest: $(COMPLETE) ## run tests and doctests; COVERAGE=1 also measures their coverage
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(MEASURE)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(MEASURE)
 
 .PHONY: format
 format: $(COMPLETE) ## format the code and mend what the linter can

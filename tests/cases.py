@@ -193,10 +193,6 @@ def bowl_grad(constants: Bowl):
 
 OPTIMIZERS = {
   "lstm": OptimizerCase(optimizers.lstm, num_meta_params=5141),
-  "lstm_scale_one_layer": OptimizerCase(
-    lambda: optimizers.lstm(1, 3, optimizers.Scale(0.5), 0.1, 0.0),
-    num_meta_params=(1 + 3 + 1) * 12 + 4,
-  ),
   "lstm_gac": OptimizerCase(
     lambda: optimizers.lstm_gac(1, 4, num_global=2),
     num_meta_params=(2 + 4 + 1) * 16 + 5,
