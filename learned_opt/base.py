@@ -25,6 +25,8 @@ import numpy as np
 import optax
 from flax.core import FrozenDict
 
+from learned_opt._compilation import RUNS_ONCE
+
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[chex.ArrayTree, chex.ArrayTree, chex.ArrayTree, chex.PRNGKey], jax.Array]
 MetaLoss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -329,7 +331,7 @@ def check_optimizee(optimizee: Optimizee, key: chex.PRNGKey) -> None:
       f"got shape {loss.shape} and dtype {loss.dtype}"
     )
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=RUNS_ONCE)
   def first_gradient(optimizee: Optimizee, key: chex.PRNGKey):
     params, constants = optimizee.init(key, optimizee.data)
     return jax.value_and_grad(optimizee.loss)(params, constants, optimizee.data, key)

@@ -5,8 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import jax.typing
 import numpy as np
+import numpy.typing as npt
 
 from learned_opt._arrays import Path
 from learned_opt._figures import LEARNED_COLORS, colors_of, finite, new_panels, save, use_log_axis
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   from matplotlib.lines import Line2D
 
 # Curves of others by name: their steps and the losses there.
-Published = Mapping[str, tuple[jax.typing.ArrayLike, jax.typing.ArrayLike]]
+Published = Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]]
 
 # A diverging baseline must not squeeze the others into the last tenth of the axis.
 _MAX_OVER_START = 10.0

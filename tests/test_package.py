@@ -23,7 +23,8 @@ ROOT = pathlib.Path(learned_opt.__file__).resolve().parent
 # What each part of the library may import of the others; modules whose name begins with an
 # underscore are private to those that name them here.
 ARROWS = {
-  "base": set(),
+  "_compilation": set(),
+  "base": {"_compilation"},
   "unroll": {"base"},
   "meta_losses": {"base"},
   "kernels": {"base"},
@@ -36,7 +37,7 @@ ARROWS = {
   "optimizees": {"base"},
   "datasets": {"base"},
   "estimators": {"base", "devices", "unroll", "meta_losses", "_coordinates"},
-  "meta_train": {"base", "devices", "unroll", "estimators"},
+  "meta_train": {"base", "devices", "unroll", "estimators", "_compilation"},
 }
 FAMILIES = ("optimizers", "optimizees", "estimators", "datasets")
 EXTRAS = (
