@@ -19,7 +19,6 @@ import numpy as np
 import optax
 
 from learned_opt import devices
-from learned_opt._compilation import RUNS_ONCE
 from learned_opt.base import (
   Info,
   LearnedOptimizer,
@@ -218,11 +217,7 @@ def init(
 
 
 # One program: to draw what is random operation by operation takes several times as long to compile.
-_start = jax.jit(
-  init,
-  static_argnames=("learned_optimizer", "estimator", "outer_optimizer"),
-  compiler_options=RUNS_ONCE,
-)
+_start = jax.jit(init, static_argnames=("learned_optimizer", "estimator", "outer_optimizer"))
 
 
 def step(

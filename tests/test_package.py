@@ -37,7 +37,7 @@ ARROWS = {
   "optimizees": {"base"},
   "datasets": {"base"},
   "estimators": {"base", "devices", "unroll", "meta_losses", "_coordinates"},
-  "meta_train": {"base", "devices", "unroll", "estimators", "_compilation"},
+  "meta_train": {"base", "devices", "unroll", "estimators"},
 }
 FAMILIES = ("optimizers", "optimizees", "estimators", "datasets")
 EXTRAS = (
