@@ -10,6 +10,7 @@ from learned_opt import meta_losses as meta_losses
 from learned_opt import meta_train as meta_train
 from learned_opt import optimizees as optimizees
 from learned_opt import optimizers as optimizers
+from learned_opt import population as population
 from learned_opt import runs as runs
 from learned_opt import search as search
 from learned_opt.artifacts import load as load

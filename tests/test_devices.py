@@ -21,7 +21,7 @@ from learned_opt import devices
 number = int(sys.argv[1])
 set_up = devices.use_cores(number)
 import jax, numpy as np, optax
-from learned_opt import Optimizee, estimators, evaluate, meta_train, optimizers
+from learned_opt import Optimizee, estimators, evaluate, meta_train, optimizers, population
 import jax.numpy as jnp
 
 def init(key):
@@ -45,6 +45,14 @@ with devices.use(devices.mesh()):
       [np.ravel(leaf) for leaf in jax.tree.leaves(result.meta_params)]
       + [result.history.meta_loss, result.history.validation_loss]
     ).tolist()
+  members = population.run(
+    bowl, architecture, estimators.truncated_backprop(3, 6, 1, path="single_gradient"),
+    keys=jax.random.split(jax.random.key(2), 2), hyperparams=jnp.array([1e-3, 1e-2]),
+    num_outer_steps=2, validate_every=2, num_validation_problems=1,
+  ).members
+  results["population"] = np.concatenate(
+    [np.ravel(leaf) for member in members for leaf in jax.tree.leaves(member.meta_params)]
+  ).tolist()
   curves = evaluate.learning_curves(
     bowl, architecture.optimizer, result.meta_params, jax.random.split(jax.random.key(1), 4), 5
   )

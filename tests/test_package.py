@@ -37,7 +37,9 @@ ARROWS = {
   "optimizees": {"base"},
   "datasets": {"base"},
   "estimators": {"base", "devices", "unroll", "meta_losses", "_coordinates"},
-  "meta_train": {"base", "devices", "unroll", "estimators"},
+  "_outer_loop": {"base", "devices", "unroll"},
+  "meta_train": {"base", "devices", "_outer_loop", "estimators"},
+  "population": {"base", "devices", "_outer_loop", "meta_train"},
 }
 FAMILIES = ("optimizers", "optimizees", "estimators", "datasets")
 EXTRAS = (
