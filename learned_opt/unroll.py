@@ -9,6 +9,7 @@ Everything here is for one problem; callers `vmap`.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -241,19 +242,11 @@ def unroll(
     inner_step,
     optimizee,
     tx,
-    horizon=horizon,
     second_order=second_order,
     single_gradient=single_gradient,
   )
 
-  def step_or_renew(state: InnerState, index: jax.Array) -> tuple[InnerState, jax.Array]:
-    assert renewal is not None
-    told = (
-      horizon if horizon is None else jnp.where(index > renewal.after, renewal.horizon, horizon)
-    )
-    stepped, loss = step(state, horizon=told)
-    is_over = functools.partial(jnp.where, index == renewal.after)
-    return jax.tree.map(is_over, renewal.problem, stepped), loss
+  step_at = functools.partial(_step_or_renew, step, renewal, horizon)
 
   def evaluate(loss_fn: LossFn, state: InnerState, key: chex.PRNGKey) -> jax.Array:
     if not single_gradient:
@@ -264,7 +257,7 @@ def unroll(
     return with_gradient(loss, state.params, grads)
 
   def body(state: InnerState, index) -> tuple[InnerState, tuple[jax.Array, jax.Array | None]]:
-    new_state, loss = step(state) if renewal is None else step_or_renew(state, index)
+    new_state, loss = step_at(index, state)
     if optimizee.outer_loss is None:
       return new_state, (loss, None)
     outer_loss = evaluate(optimizee.outer_loss, new_state, outer_loss_key(new_state))
@@ -279,3 +272,19 @@ def unroll(
   last = evaluate(optimizee.loss, state, step_key(state))
   losses = jnp.append(losses, last)
   return state, Trajectory(losses, losses[1:] if outer_losses is None else outer_losses)
+
+
+def _step_or_renew(
+  step: Callable[..., tuple[InnerState, jax.Array]],
+  renewal: Renewal | None,
+  horizon: chex.Numeric | None,
+  index: jax.Array,
+  state: InnerState,
+) -> tuple[InnerState, jax.Array]:
+  if renewal is None:
+    return step(state, horizon=horizon)
+  if horizon is not None:
+    horizon = jnp.where(index > renewal.after, renewal.horizon, horizon)
+  stepped, loss = step(state, horizon=horizon)
+  is_over = functools.partial(jnp.where, index == renewal.after)
+  return jax.tree.map(is_over, renewal.problem, stepped), loss

@@ -7,11 +7,10 @@ from learned_opt.base import MetaGradientEstimator, MetaLoss
 from learned_opt.estimators import _paths
 from learned_opt.estimators._horizons import Horizon
 from learned_opt.estimators._particles import (
-  Difference,
-  Method,
   check_settings,
   evolution_strategy,
 )
+from learned_opt.estimators._twins import Difference, Method
 from learned_opt.meta_losses import mean
 
 

@@ -3,11 +3,11 @@
 from learned_opt.base import MetaGradientEstimator, MetaLoss
 from learned_opt.estimators._horizons import Horizon
 from learned_opt.estimators._particles import (
-  Difference,
-  Method,
   check_settings,
   evolution_strategy,
+  fresh_noise,
 )
+from learned_opt.estimators._twins import Difference, Method
 from learned_opt.meta_losses import mean
 
 
@@ -58,6 +58,4 @@ def full_es(
     2000
   """
   settings = check_settings(None, horizon, meta_batch_size, meta_loss, sigma, difference)
-  return evolution_strategy(
-    Method(noise=lambda restart, remembered, drawn: (drawn, drawn)), settings
-  )
+  return evolution_strategy(Method(fresh_noise), settings)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from learned_opt.base import MetaGradientEstimator, MetaLoss
 from learned_opt.estimators import _particles, _paths
 from learned_opt.estimators._horizons import Horizon
-from learned_opt.estimators._particles import Method, check_settings
+from learned_opt.estimators._twins import Method, run_particles
 from learned_opt.meta_losses import mean
 
 
@@ -73,25 +73,25 @@ def inverse_variance(
     >>> estimators.inverse_variance(unroll_length=20, horizon=100, meta_batch_size=16).horizon
     100
   """
-  settings = check_settings(
+  settings = _particles.check_settings(
     unroll_length, horizon, meta_batch_size, meta_loss, sigma, None, staggered
   )
   if meta_batch_size < 2:
     raise ValueError(f"meta_batch_size must be at least 2 for a variance, got {meta_batch_size}")
   if es_weight != "inverse_variance" and not 0 <= es_weight <= 1:
     raise ValueError(f"es_weight must be between 0 and 1, got {es_weight}")
-  method = Method(noise=lambda restart, remembered, drawn: (drawn, drawn))
+  method = Method(_particles.fresh_noise)
   backprop = {"second_order": second_order, "single_gradient": not second_order, "remat": remat}
 
   def estimate(optimizee, learned_optimizer, meta_params, state: _particles.ParticleState, key):
     fresh = _particles.draw(settings, optimizee, meta_params, state, key)
-    problems, plans, said = _particles.run_particles(
+    problems, plans, said = run_particles(
       method,
       settings,
       optimizee,
       learned_optimizer,
       meta_params,
-      state,
+      _particles.episodes(state),
       fresh,
       fresh.noise,
       backprop,
