@@ -53,6 +53,9 @@ from learned_opt.estimators._twins import (
 from learned_opt.meta_losses import check_meta_loss
 from learned_opt.unroll import init_inner_state
 
+# Folded into the key of an estimate, which is split among the problems; `mixture` folds the next.
+NOISE, _HORIZONS = 2**32 - 3, 2**32 - 2
+
 
 class ParticleState(NamedTuple):
   """Estimator state: N particles in the middle of their optimization.
@@ -170,7 +173,7 @@ def start(
     ends = jax.random.randint(end_key, (number,), 1, horizons + 1, jnp.int32)
   remembered = ()
   if method.initial is not None:
-    remembered = method.initial(_draw_noise(settings, meta_params, noise_key))
+    remembered = method.initial(draw_noise(settings, meta_params, noise_key))
   restart = jnp.full(number, not settings.staggered)
   return ParticleState(problems, horizons, ends, restart, remembered, num_estimates)
 
@@ -182,13 +185,15 @@ def draw(
   state: ParticleState,
   key: chex.PRNGKey,
 ) -> Fresh:
-  """What an estimate draws, with a leading axis of particles."""
-  problem_key, horizon_key, noise_key = jax.random.split(key, 3)
-  keys = jax.random.split(problem_key, settings.num_particles)
+  """What an estimate draws, with a leading axis of particles.
+
+  The problems are those that `truncated_backprop` draws from the same key.
+  """
+  keys = jax.random.split(key, settings.num_particles)
   return Fresh(
     jax.vmap(lambda key: init_inner_state(optimizee, optax.identity(), key))(keys),
-    _draw_horizons(settings, horizon_key, state.num_estimates),
-    _draw_noise(settings, meta_params, noise_key),
+    _draw_horizons(settings, jax.random.fold_in(key, _HORIZONS), state.num_estimates),
+    draw_noise(settings, meta_params, jax.random.fold_in(key, NOISE)),
   )
 
 
@@ -197,7 +202,7 @@ def _draw_horizons(settings: Settings, key: chex.PRNGKey, num_estimates: jax.Arr
   return jax.vmap(lambda key: jnp.int32(settings.horizon.draw(key, num_estimates)))(keys)
 
 
-def _draw_noise(
+def draw_noise(
   settings: Settings, meta_params: chex.ArrayTree, key: chex.PRNGKey
 ) -> chex.ArrayTree:
   """Epsilon ~ N(0, sigma^2 I) of each particle."""

@@ -192,6 +192,8 @@ def run_particles(
 
       def meta_loss(phi: chex.ArrayTree) -> tuple[jax.Array, tuple[InnerState, Trajectory]]:
         tx, here, there = _bind(learned_optimizer, phi, next_phi, problem, fresh.problem)
+        if settings.unroll_length is None:
+          here = there
         here = jax.tree.map(functools.partial(jnp.where, episode.restart), there, here)
         if settings.unroll_length is None and settings.masked:
           end, trajectory = _run_whole(settings, optimizee, tx, here, plan.horizon, num_steps)
