@@ -29,7 +29,7 @@ from learned_opt._compilation import RUNS_ONCE
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[chex.ArrayTree, chex.ArrayTree, chex.ArrayTree, chex.PRNGKey], jax.Array]
-MetaLoss = Callable[[jax.Array, jax.Array], jax.Array]
+MetaLoss = Callable[..., jax.Array]
 
 
 class ImageDataset(NamedTuple):

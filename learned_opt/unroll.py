@@ -9,6 +9,8 @@ Everything here is for one problem; callers `vmap`.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -19,6 +21,22 @@ from learned_opt.base import InnerState, LossFn, Optimizee, Trajectory
 
 # Folded into the key of a step for what the outer loss draws.
 _OUTER_LOSS = 1
+
+
+class Renewal(NamedTuple):
+  """A fresh problem that takes the place of another in the middle of an unroll.
+
+  Attributes:
+    after: int32 scalar, the updates that the old problem still sees. The inner step after them
+      does no update: its loss is the old problem's last, and the fresh problem follows. Never, if
+      the unroll has no more steps than that.
+    problem: the fresh problem at step 0, with an `opt_state` of the same shape.
+    horizon: of the fresh problem.
+  """
+
+  after: jax.Array
+  problem: InnerState
+  horizon: chex.Numeric
 
 
 def init_inner_state(
@@ -183,6 +201,7 @@ def unroll(
   second_order: bool = False,
   single_gradient: bool = False,
   remat: bool = False,
+  renewal: Renewal | None = None,
 ) -> tuple[InnerState, Trajectory]:
   """Applies `num_steps` updates to one problem, in one `jax.lax.scan`.
 
@@ -199,6 +218,7 @@ def unroll(
     single_gradient: see `inner_step`; holds for the outer losses, too.
     remat: whether the backward pass recomputes each inner step instead of keeping its
       intermediate values: memory for the carried states only, for about a third more time.
+    renewal: a fresh problem to go on with where this one ends inside the unroll.
 
   Returns:
     The problem at step s + U, and the losses along the way.
@@ -222,10 +242,11 @@ def unroll(
     inner_step,
     optimizee,
     tx,
-    horizon=horizon,
     second_order=second_order,
     single_gradient=single_gradient,
   )
+
+  step_at = functools.partial(_step_or_renew, step, renewal, horizon)
 
   def evaluate(loss_fn: LossFn, state: InnerState, key: chex.PRNGKey) -> jax.Array:
     if not single_gradient:
@@ -235,8 +256,8 @@ def unroll(
     )
     return with_gradient(loss, state.params, grads)
 
-  def body(state: InnerState, _) -> tuple[InnerState, tuple[jax.Array, jax.Array | None]]:
-    new_state, loss = step(state)
+  def body(state: InnerState, index) -> tuple[InnerState, tuple[jax.Array, jax.Array | None]]:
+    new_state, loss = step_at(index, state)
     if optimizee.outer_loss is None:
       return new_state, (loss, None)
     outer_loss = evaluate(optimizee.outer_loss, new_state, outer_loss_key(new_state))
@@ -246,7 +267,24 @@ def unroll(
     # XLA cannot merge the recomputation with the forward pass across a scan's iterations, so the
     # barriers that would prevent it are not needed.
     body = jax.checkpoint(body, prevent_cse=False)
-  state, (losses, outer_losses) = jax.lax.scan(body, state, length=num_steps)
+  indices = None if renewal is None else jnp.arange(num_steps)
+  state, (losses, outer_losses) = jax.lax.scan(body, state, indices, length=num_steps)
   last = evaluate(optimizee.loss, state, step_key(state))
   losses = jnp.append(losses, last)
   return state, Trajectory(losses, losses[1:] if outer_losses is None else outer_losses)
+
+
+def _step_or_renew(
+  step: Callable[..., tuple[InnerState, jax.Array]],
+  renewal: Renewal | None,
+  horizon: chex.Numeric | None,
+  index: jax.Array,
+  state: InnerState,
+) -> tuple[InnerState, jax.Array]:
+  if renewal is None:
+    return step(state, horizon=horizon)
+  if horizon is not None:
+    horizon = jnp.where(index > renewal.after, renewal.horizon, horizon)
+  stepped, loss = step(state, horizon=horizon)
+  is_over = functools.partial(jnp.where, index == renewal.after)
+  return jax.tree.map(is_over, renewal.problem, stepped), loss

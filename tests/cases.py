@@ -62,14 +62,17 @@ class EstimatorCase:
     make: ``(**options) -> estimator`` for the options `horizon` and `meta_batch_size`.
     unroll_length: inner steps of one estimate; None if it is the horizon.
     biased: whether the mean estimate differs from the gradient of the meta-loss over the horizon.
-    reference: what one estimate equals, or its mean over keys where it is noisy: the name of one
-      of the references of test_estimators.py.
+    reference: what one estimate equals: the name of one of the references of test_estimators.py.
+    noise: None if an estimate has none; ``"tiny"`` if it does not matter; else the estimate equals
+      the reference along the noise of each particle, which is ``"fresh"`` in each truncation,
+      ``"summed"`` over those of an episode, or ``"kept"`` for it.
   """
 
   make: Callable[..., learned_opt.MetaGradientEstimator]
   unroll_length: int | None
   biased: bool
   reference: str
+  noise: str | None = None
 
 
 def tiny_lstm(**options) -> learned_opt.LearnedOptimizer:
@@ -286,6 +289,16 @@ def full(**fixed):
   return lambda **options: estimators.full_unroll(**fixed, **options)
 
 
+# So small that an estimate is the derivative along the noise, and so large that it is exact.
+TINY_SIGMA = 1e-7
+
+
+def particles(factory, **fixed):
+  return lambda **options: factory(**{"sigma": TINY_SIGMA, **fixed, **options})
+
+
+LOCK_STEP = {"unroll_length": 3, "staggered": False}
+
 ESTIMATORS = {
   # First order; the fast path where it is possible.
   "truncated_backprop": EstimatorCase(truncated(), 3, True, "first_order_gradient"),
@@ -300,4 +313,19 @@ ESTIMATORS = {
     truncated(second_order=True), 3, True, "true_gradient"
   ),
   "full_unroll_second_order": EstimatorCase(full(second_order=True), None, False, "true_gradient"),
+  "full_es": EstimatorCase(particles(estimators.full_es), None, False, "true_gradient", "fresh"),
+  "truncated_es": EstimatorCase(
+    particles(estimators.truncated_es, **LOCK_STEP), 3, True, "true_gradient", "fresh"
+  ),
+  "pes": EstimatorCase(particles(estimators.pes, **LOCK_STEP), 3, False, "true_gradient", "summed"),
+  "es_single": EstimatorCase(
+    particles(estimators.es_single, **LOCK_STEP), 3, False, "true_gradient", "kept"
+  ),
+  "inverse_variance": EstimatorCase(
+    particles(estimators.inverse_variance, **LOCK_STEP, es_weight=0.0),
+    3,
+    True,
+    "first_order_gradient",
+    "tiny",
+  ),
 }

@@ -206,6 +206,7 @@ def _option(
     return _meta_loss_option(parameter, path, choices)
   if _is_union_of_dataclasses(hint):
     return _union_option(parameter, path, help_text, choices)
+  hint = _plain_part(hint)
   if not _is_plain(hint):
     return None
   default = choices.default(path, parameter.default)
@@ -279,6 +280,14 @@ def _is_union_of_dataclasses(hint: Any) -> bool:
   return isinstance(hint, types.UnionType) and all(
     dataclasses.is_dataclass(member) for member in typing.get_args(hint)
   )
+
+
+def _plain_part(hint: Any) -> Any:
+  """Of alternatives, those that can be typed."""
+  if not isinstance(hint, types.UnionType):
+    return hint
+  plain = [member for member in typing.get_args(hint) if _is_plain(member)]
+  return typing.Union[tuple(plain)] if plain else hint  # noqa: UP007
 
 
 def _is_plain(hint: Any) -> bool:
