@@ -39,6 +39,24 @@ def adafac_mlp(tree: Tree) -> dict[str, Any]:
   }
 
 
+def mlp(tree: Tree) -> dict[str, Any]:
+  """Of ``MLPLOpt``."""
+  return _layers(tree, "mlp/~/linear_{}|w", "mlp/~/linear_{}|b")
+
+
+def celo2(tree: Tree) -> dict[str, Any]:
+  """Of ``Celo2Transformation``; the outputs that it does not read are left out."""
+  network = _layers(concatenate_groups(tree), "ff_mod_stack|~|w{}", "ff_mod_stack|~|b{}")
+  return {**network, "output": {k: leaf[..., :1] for k, leaf in network["output"].items()}}
+
+
+def concatenate_groups(tree: Tree, prefix: str = "ff_mod_stack|~|") -> Tree:
+  """The first layer's kernels of each group of features, ``w0__0``, ..., as one, ``w0``."""
+  number = sum(key.startswith(f"{prefix}w0__") for key in tree)
+  kernels = [tree[f"{prefix}w0__{index}"] for index in range(number)]
+  return {**tree, f"{prefix}w0": np.concatenate(kernels, axis=-2)}
+
+
 def _layers(tree: Tree, kernel: str, bias: str) -> dict[str, dict[str, np.ndarray]]:
   """Layers 0, 1, ... as `init_mlp` names them; kernel and bias are patterns of their paths."""
   number = 0
@@ -54,4 +72,6 @@ def _layers(tree: Tree, kernel: str, bias: str) -> dict[str, dict[str, np.ndarra
 # For each architecture: ``flat tree -> meta_params``.
 FROM_PUBLISHED: dict[str, Callable[[Tree], dict[str, Any]]] = {
   "adafac_mlp": adafac_mlp,
+  "celo2": celo2,
+  "mlp": mlp,
 }
