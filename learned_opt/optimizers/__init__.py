@@ -3,12 +3,31 @@
 from learned_opt.optimizers._preprocessing import Identity as Identity
 from learned_opt.optimizers._preprocessing import LogAndSign as LogAndSign
 from learned_opt.optimizers._preprocessing import Scale as Scale
+from learned_opt.optimizers.adafac_mlp import adafac_mlp as adafac_mlp
+from learned_opt.optimizers.celo2 import celo2 as celo2
+from learned_opt.optimizers.learned_sgd import learned_sgd as learned_sgd
 from learned_opt.optimizers.lstm import lstm as lstm
 from learned_opt.optimizers.lstm import lstm_pair as lstm_pair
 from learned_opt.optimizers.lstm_gac import lstm_gac as lstm_gac
+from learned_opt.optimizers.mlp import mlp as mlp
+from learned_opt.optimizers.nn_adam import nn_adam as nn_adam
 from learned_opt.optimizers.ntm import ntm_bfgs as ntm_bfgs
 from learned_opt.optimizers.ntm import ntm_lbfgs as ntm_lbfgs
 from learned_opt.optimizers.rnnprop import rnnprop as rnnprop
+from learned_opt.optimizers.star import star as star
 
 # The architectures that a saved optimizer or a command can name.
-ARCHITECTURES = (lstm, lstm_gac, lstm_pair, ntm_bfgs, ntm_lbfgs, rnnprop)
+ARCHITECTURES = (
+  adafac_mlp,
+  celo2,
+  learned_sgd,
+  lstm,
+  lstm_gac,
+  lstm_pair,
+  mlp,
+  nn_adam,
+  ntm_bfgs,
+  ntm_lbfgs,
+  rnnprop,
+  star,
+)

@@ -1,0 +1,77 @@
+"""Meta-params of the published code as ours: one function an architecture.
+
+A published tree is a dictionary whose keys are the paths, ``"nn|~|w0"``, and whose values are
+arrays, as `flatten_tree` makes it of nested dictionaries.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Tree = Mapping[str, np.ndarray]
+
+
+def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+  """Nested dictionaries as one, paths joined by ``|``.
+
+  >>> flatten_tree({"nn": {"~": {"w0": 1.0}}})
+  {'nn|~|w0': array(1.)}
+  """
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat.update(flatten_tree(value, f"{prefix}{key}|"))
+    else:
+      flat[prefix + key] = np.asarray(value)
+  return flat
+
+
+def adafac_mlp(tree: Tree) -> dict[str, Any]:
+  """Of ``AdafacMLPLOpt`` with concatenated weights."""
+  return {
+    "decays": {
+      "momenta": tree["momentum_decays"],
+      "squares": tree["rms_decays"],
+      "factored": tree["adafactor_decays"],
+    },
+    "network": _layers(tree, "nn|~|w{}", "nn|~|b{}"),
+  }
+
+
+def mlp(tree: Tree) -> dict[str, Any]:
+  """Of ``MLPLOpt``."""
+  return _layers(tree, "mlp/~/linear_{}|w", "mlp/~/linear_{}|b")
+
+
+def celo2(tree: Tree) -> dict[str, Any]:
+  """Of ``Celo2Transformation``; the outputs that it does not read are left out."""
+  network = _layers(concatenate_groups(tree), "ff_mod_stack|~|w{}", "ff_mod_stack|~|b{}")
+  return {**network, "output": {k: leaf[..., :1] for k, leaf in network["output"].items()}}
+
+
+def concatenate_groups(tree: Tree, prefix: str = "ff_mod_stack|~|") -> Tree:
+  """The first layer's kernels of each group of features, ``w0__0``, ..., as one, ``w0``."""
+  number = sum(key.startswith(f"{prefix}w0__") for key in tree)
+  kernels = [tree[f"{prefix}w0__{index}"] for index in range(number)]
+  return {**tree, f"{prefix}w0": np.concatenate(kernels, axis=-2)}
+
+
+def _layers(tree: Tree, kernel: str, bias: str) -> dict[str, dict[str, np.ndarray]]:
+  """Layers 0, 1, ... as `init_mlp` names them; kernel and bias are patterns of their paths."""
+  number = 0
+  while bias.format(number) in tree:
+    number += 1
+  names = [*(f"layer_{index}" for index in range(number - 1)), "output"]
+  return {
+    name: {"kernel": tree[kernel.format(i)], "bias": tree[bias.format(i)]}
+    for i, name in enumerate(names)
+  }
+
+
+# For each architecture: ``flat tree -> meta_params``.
+FROM_PUBLISHED: dict[str, Callable[[Tree], dict[str, Any]]] = {
+  "adafac_mlp": adafac_mlp,
+  "celo2": celo2,
+  "mlp": mlp,
+}
