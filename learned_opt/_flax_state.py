@@ -2,7 +2,8 @@
 
 Such a file is msgpack: maps with strings as keys, whose leaves are arrays in an extension type,
 ``[shape, name of the dtype, bytes]``. Whatever else a msgpack file may hold is refused. No size
-that a file claims is believed before it is compared with the bytes that are there.
+that a file claims is believed before it is compared with the bytes that are there. The package
+msgpack comes with Flax, which writes with it.
 """
 
 import math
@@ -12,10 +13,8 @@ from typing import Any
 
 import chex
 import jax
-import numpy as np
-
-# Flax, which reads and writes its states with it, brings it along.
 import msgpack
+import numpy as np
 
 _MAX_BYTES = 2**30
 _MAX_DEPTH = 16

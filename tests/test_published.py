@@ -24,7 +24,7 @@ def test_reads_what_flax_writes(state_file):
   tree = _flax_state.read_state(state_file)
   assert tree["nn"]["~"]["w0"].flags.writeable
   np.testing.assert_array_equal(tree["nn"]["~"]["w0"], TREE["nn"]["~"]["w0"])
-  assert tree["b"].shape == () and tree["b"].dtype == np.float64
+  assert (tree["b"].shape, tree["b"].dtype) == ((), np.float64)
 
 
 def test_every_truncation_is_refused(state_file):
