@@ -195,6 +195,23 @@ def bowl_grad(constants: Bowl):
 
 
 OPTIMIZERS = {
+  "hierarchical_rnn": OptimizerCase(
+    lambda: optimizers.hierarchical_rnn(4, 3, 2),
+    # The cells, with two gates and a candidate each; what flows down; where the cells start.
+    num_meta_params=(12 + 4 + 1) * 12
+    + (16 + 3 + 1) * 9
+    + (3 + 2 + 1) * 6
+    + (4 + 3) * 12
+    + 3 * 9
+    + 4
+    + 3
+    + 2
+    + 4
+    + 4
+    + 3 * 5
+    + 2,
+    coordinatewise=False,
+  ),
   "lstm": OptimizerCase(optimizers.lstm, num_meta_params=5141),
   "lstm_gac": OptimizerCase(
     lambda: optimizers.lstm_gac(1, 4, num_global=2),
