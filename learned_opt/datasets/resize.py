@@ -40,11 +40,11 @@ def resize(
     >>> small.train[0].shape
     (1266, 4, 4, 1)
   """
-  old = dataset.train[0].shape[1:3]
+  _, height, width, channels = np.shape(dataset.train[0])
+  old = (height, width)
   new = (size, size) if isinstance(size, int) else tuple(size)
   if len(new) != 2 or not all(1 <= a <= b for a, b in zip(new, old, strict=True)):
     raise ValueError(f"size must be between 1 and that of the images, {old}, got {size}")
-  channels = dataset.train[0].shape[3]
   if grey and channels not in (1, 3):
     raise ValueError(f"grey needs images of one or three channels, got {channels}")
   rows, columns = (_area_weights(a, b) for a, b in zip(old, new, strict=True))

@@ -16,8 +16,7 @@ from learned_opt.optimizees.transformer_lm import transformer_lm as transformer_
 from learned_opt.optimizees.wrappers import convex_helper as convex_helper
 from learned_opt.optimizees.wrappers import random_scaling as random_scaling
 
-# The optimizees that a command can name. The images and weights of neural_style cannot be typed,
-# nor can texts.
+# The optimizees that a command can name. The images and weights of neural_style cannot be typed.
 OPTIMIZEES = (
   quadratic,
   conditioned_quadratic,
@@ -27,4 +26,6 @@ OPTIMIZEES = (
   conv_classifier,
   image_autoencoder,
   noisy_sines,
+  recurrent_lm,
+  transformer_lm,
 )

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -95,7 +95,7 @@ def image_autoencoder(
   check_splits(split, outer_split)
   for name in ImageDataset._fields:
     check_split(name, *getattr(dataset, name))
-  module = AutoEncoder(hidden_sizes, activation, as_float(initial_scale))
+  module: Any = AutoEncoder(hidden_sizes, activation, as_float(initial_scale))
   functions = _functions(module, reconstruction, batch_size, split, outer_split)
   return Optimizee(data=jax.tree.map(jnp.asarray, dataset), **functions)
 

@@ -101,7 +101,8 @@ def classical_functions(
 def _classical_functions(
   names: tuple[str, ...], dimension: int, rotated: bool, shift: float, noise: float
 ) -> Optimizee:
-  values, boxes = zip(*(_FUNCTIONS[name] for name in names), strict=True)
+  values = [_FUNCTIONS[name][0] for name in names]
+  boxes = [_FUNCTIONS[name][1] for name in names]
 
   def init(key, data):
     del data

@@ -72,7 +72,7 @@ def recurrent_lm(
   state of zero. A family of the training problems of Metz et al. (2020, 2022).
 
   Args:
-    text: of `datasets.load_text`.
+    text: what `datasets.load_text` reads from a file.
     cell: ``"rnn"`` (Elman's, with tanh), ``"gru"`` or ``"lstm"``.
     num_layers: recurrent layers.
     hidden_size: units of each layer.

@@ -70,7 +70,7 @@ def transformer_lm(
   `recurrent_lm`.
 
   Args:
-    text: of `datasets.load_text`.
+    text: what `datasets.load_text` reads from a file.
     num_layers: blocks.
     width: numbers that stand for a character between the blocks.
     num_heads: of the attention; they share the width equally.
