@@ -313,6 +313,21 @@ OPTIMIZEES = {
     num_coordinates=4,
     stochastic=False,
   ),
+  "augmented": OptimizeeCase(
+    lambda: optimizees.noisy_gradients(
+      optimizees.random_batch_size(
+        optimizees.low_precision(
+          optimizees.random_scaling(
+            optimizees.mlp_classifier(images(), (3,), batch_size=2), 6.9, per="problem"
+          )
+        ),
+        3,
+      )
+    ),
+    num_coordinates=31 * 3 + 4 * 4,
+    stochastic=True,
+    has_metrics=True,
+  ),
   "convex_helper": OptimizeeCase(
     lambda: optimizees.convex_helper(
       optimizees.mlp_classifier(images(), (3,), batch_size=8), dimension=5

@@ -2,6 +2,9 @@
 
 from learned_opt.optimizees._vgg import VGGFeatures as VGGFeatures
 from learned_opt.optimizees._vgg import load_vgg as load_vgg
+from learned_opt.optimizees.augmentation import low_precision as low_precision
+from learned_opt.optimizees.augmentation import noisy_gradients as noisy_gradients
+from learned_opt.optimizees.augmentation import random_batch_size as random_batch_size
 from learned_opt.optimizees.autoencoder import image_autoencoder as image_autoencoder
 from learned_opt.optimizees.classical import classical_functions as classical_functions
 from learned_opt.optimizees.conv import conv_classifier as conv_classifier
