@@ -23,5 +23,6 @@ from learned_opt.base import Info as Info
 from learned_opt.base import LearnedOptimizer as LearnedOptimizer
 from learned_opt.base import MetaGradientEstimator as MetaGradientEstimator
 from learned_opt.base import Optimizee as Optimizee
+from learned_opt.base import TextDataset as TextDataset
 
 __version__ = "0.1.0"

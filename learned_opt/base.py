@@ -49,6 +49,30 @@ class ImageDataset(NamedTuple):
     return int(np.max(self.train[1])) + 1
 
 
+class TextDataset(NamedTuple):
+  """A text, as the numbers of its characters, split by split.
+
+  Each split is a piece of running text, uint8 ``[N]``. Build one with
+  `learned_opt.datasets.load_text`, or from arrays of your own.
+
+  Attributes:
+    train: what the inner steps see.
+    validation: for meta-losses and validation.
+    test: for evaluation.
+    vocabulary: uint8 ``[V]``, the byte that each number stands for.
+  """
+
+  train: chex.Array
+  validation: chex.Array
+  test: chex.Array
+  vocabulary: chex.Array
+
+  @property
+  def num_characters(self) -> int:
+    """V, how many different characters there are."""
+    return len(self.vocabulary)
+
+
 @functools.partial(
   jax.tree_util.register_dataclass,
   data_fields=["data"],

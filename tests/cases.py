@@ -132,6 +132,15 @@ def tiny_style(**options) -> learned_opt.Optimizee:
   return optimizees.neural_style(**options)
 
 
+def text(num_characters=5, num_bytes=300, seed=0) -> learned_opt.TextDataset:
+  """Random characters, all of which occur."""
+  numbers = np.random.default_rng(seed).integers(0, num_characters, num_bytes).astype(np.uint8)
+  splits = np.split(numbers, (num_bytes // 2, num_bytes - 70))
+  return learned_opt.TextDataset(
+    *splits, vocabulary=np.arange(97, 97 + num_characters, dtype=np.uint8)
+  )
+
+
 class Bowl(NamedTuple):
   """The constants of one problem of `bowl`; `defect` is 0 for problems that can be optimized."""
 
@@ -273,6 +282,44 @@ OPTIMIZEES = {
     stochastic=True,
     has_metrics=True,
   ),
+  "mlp_classifier_highway": OptimizeeCase(
+    lambda: optimizees.mlp_classifier(
+      images(), (3, 3), "relu", initial_scale=None, batch_size=8, skip="highway"
+    ),
+    num_coordinates=31 * 3 + 2 * 4 * 3 + 4 * 4,
+    stochastic=True,
+    has_metrics=True,
+    always_the_same_start=True,
+  ),
+  "image_autoencoder": OptimizeeCase(
+    lambda: optimizees.image_autoencoder(images(), (2,), initial_scale=0.1, batch_size=8),
+    num_coordinates=31 * 2 + 3 * 30,
+    stochastic=True,
+    has_metrics=True,
+  ),
+  "recurrent_lm": OptimizeeCase(
+    lambda: optimizees.recurrent_lm(text(), "rnn", 1, 3, 2, length=3, batch_size=5),
+    num_coordinates=5 * 2 + (2 + 3 + 1) * 3 + 4 * 5,
+    stochastic=True,
+    has_metrics=True,
+    always_the_same_start=True,
+  ),
+  "transformer_lm": OptimizeeCase(
+    lambda: optimizees.transformer_lm(text(), 1, 4, 2, length=6, batch_size=3),
+    num_coordinates=5 * 4 + 6 * 4 + 3 * 8 + 4 * 5 * 4 + 5 * 16 + 17 * 4 + 5 * 5,
+    stochastic=True,
+    has_metrics=True,
+    always_the_same_start=True,
+  ),
+  "logistic_regression": OptimizeeCase(
+    lambda: optimizees.logistic_regression(3, 20, batch_size=4), num_coordinates=3, stochastic=True
+  ),
+  "conditioned_quadratic_noisy": OptimizeeCase(
+    lambda: optimizees.conditioned_quadratic(3, 10.0, noise=0.1), num_coordinates=3, stochastic=True
+  ),
+  "classical_functions": OptimizeeCase(
+    lambda: optimizees.classical_functions(noise=0.1), num_coordinates=2, stochastic=False
+  ),
   "noisy_sines": OptimizeeCase(
     lambda: optimizees.noisy_sines(1, 3, length=4, batch_size=5),
     num_coordinates=(1 + 3 + 1) * 12 + 4,
@@ -285,6 +332,21 @@ OPTIMIZEES = {
     lambda: optimizees.random_scaling(optimizees.quadratic(4), radius=2.0),
     num_coordinates=4,
     stochastic=False,
+  ),
+  "augmented": OptimizeeCase(
+    lambda: optimizees.noisy_gradients(
+      optimizees.random_batch_size(
+        optimizees.low_precision(
+          optimizees.random_scaling(
+            optimizees.mlp_classifier(images(), (3,), batch_size=2), 6.9, per="problem"
+          )
+        ),
+        3,
+      )
+    ),
+    num_coordinates=31 * 3 + 4 * 4,
+    stochastic=True,
+    has_metrics=True,
   ),
   "convex_helper": OptimizeeCase(
     lambda: optimizees.convex_helper(

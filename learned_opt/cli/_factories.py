@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from tyro.conf import arg
 
 from learned_opt import datasets
-from learned_opt.base import ImageDataset, MetaLoss
+from learned_opt.base import ImageDataset, MetaLoss, TextDataset
 from learned_opt.meta_losses import META_LOSSES
 
 # The types of values that can be typed; parameters of other types stay at their defaults.
@@ -202,6 +202,8 @@ def _option(
   name, hint = parameter.name, parameter.annotation
   if hint is ImageDataset:
     return _dataset_option(name, path, help_text, choices)
+  if hint is TextDataset:
+    return _text_option(name, help_text)
   if hint == MetaLoss:
     return _meta_loss_option(parameter, path, choices)
   if _is_union_of_dataclasses(hint):
@@ -237,6 +239,21 @@ def _dataset_option(name: str, path: str, help_text: str, choices: Choices) -> O
   fields = [Field(name, Annotated[known, arg(help=help_text)], default), *folders]
   # Where the files lie says nothing of the run.
   return Option(fields, argument, lambda config: getattr(config, name))
+
+
+def _text_option(name: str, help_text: str) -> Option:
+  more = f"{help_text} By default a made-up language, which needs no file."
+  field = Field(name, Annotated[pathlib.Path | None, arg(help=more)], None)
+
+  def argument(config: FactoryConfig) -> TextDataset:
+    path = getattr(config, name)
+    return datasets.markov_text() if path is None else datasets.load_text(path)
+
+  def record(config: FactoryConfig) -> str | None:
+    path = getattr(config, name)
+    return None if path is None else path.name  # Where the file lies says nothing of the run.
+
+  return Option([field], argument, record)
 
 
 def _meta_loss_option(parameter: inspect.Parameter, path: str, choices: Choices) -> Option:
