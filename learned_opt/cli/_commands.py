@@ -317,6 +317,8 @@ def _bench(options: _options.BenchOptions) -> int:
       report = benchmarks.meta_gradient(one.cases, **common)
     elif isinstance(one, _options.UpdateOptions):
       report = benchmarks.update(one.sizes, **common)
+    elif isinstance(one, _options.PESOptions):
+      report = benchmarks.pes(**common)
     else:
       report = benchmarks.start_up(one.case, **common)
   if session.json:

@@ -203,6 +203,19 @@ class UpdateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PESOptions:
+  """The options of ``bench pes``."""
+
+  paths: Annotated[
+    tuple[str, ...],
+    arg(help=f"how outer steps are taken; the reference is {benchmarks.PES_PATHS[0]}."),
+  ] = benchmarks.PES_PATHS
+  rounds: _Rounds = 5
+  max_gigabytes: _MaxGigabytes = None
+  session: Annotated[BenchSession, OmitArgPrefixes] = BenchSession()
+
+
+@dataclasses.dataclass(frozen=True)
 class StartUpOptions:
   """The options of ``bench start-up``."""
 
@@ -228,6 +241,13 @@ class BenchOptions:
     | Annotated[
       UpdateOptions,
       subcommand("update", description="One update of many parameters by an LSTM, and by Adam."),
+    ]
+    | Annotated[
+      PESOptions,
+      subcommand(
+        "pes",
+        description="Outer steps of evolution strategies, in one program and fed by the host.",
+      ),
     ]
     | Annotated[
       StartUpOptions,
