@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from learned_opt.benchmarks import _names, _processes, _report, _statistics
+from learned_opt.benchmarks._host_fed import Settings
 
 REFERENCE = "host-fed"
 PES_PATHS = (REFERENCE, "one-program", "one-program-cores")
 
-_CASE = "pes-adafac_mlp"
+_ARCHITECTURE = "adafac_mlp"
+_SETTINGS = Settings(
+  num_problems=8, unroll_length=50, steps_per_dispatch=10, horizon=2000, batch_size=64
+)
 
 
 def pes(
@@ -59,6 +63,8 @@ def pes(
       "cores": path.endswith("-cores"),
       "device": device,
       "host_fed": path == REFERENCE,
+      "architecture": _ARCHITECTURE,
+      "settings": list(_SETTINGS),
       "max_bytes": max_bytes,
     }
     for path in paths
@@ -71,7 +77,7 @@ def pes(
 
 
 def _row(path: str, measured: _processes.Measured) -> dict[str, Any]:
-  row = _report.new_row(_CASE, path, measured)
+  row = _report.new_row(f"pes-{_ARCHITECTURE}", path, measured)
   if row["milliseconds"] is not None:
     row["peak_bytes"] = _report.peak_bytes(measured.repetitions)
   return row | {"outer_steps_per_second": _statistics.divide(1e3, row["milliseconds"])}

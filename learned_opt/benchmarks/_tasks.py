@@ -220,21 +220,27 @@ def _update(
 
 
 def _pes(
-  host_fed: bool, max_bytes: int | None, mesh: jax.sharding.Mesh | None
+  host_fed: bool,
+  architecture: str,
+  settings: list[Any],
+  max_bytes: int | None,
+  mesh: jax.sharding.Mesh | None,
 ) -> tuple[dict[str, Any], Run]:
   """Outer steps of persistent evolution strategies, in one program or in a loop of the host."""
   del mesh
+  sizes = _host_fed.Settings(*settings)
   dataset, data = _cases.load_small_dataset()
   optimizee = optimizees.mlp_classifier(
-    dataset, hidden_sizes=(32,), activation="relu", initial_scale=None, batch_size=64
+    dataset,
+    hidden_sizes=(32,),
+    activation="relu",
+    initial_scale=None,
+    batch_size=sizes.batch_size,
   )
-  architecture, outer_optimizer = optimizers.adafac_mlp(), optax.adam(1e-4)
-  settings = _host_fed.Settings(
-    num_problems=8, unroll_length=50, steps_per_dispatch=10, horizon=2000, batch_size=64
-  )
+  learned_optimizer, outer_optimizer = getattr(optimizers, architecture)(), optax.adam(1e-4)
   if host_fed:
     loop = _host_fed.HostFedPES(
-      optimizee, architecture, outer_optimizer, settings, jax.random.key(0)
+      optimizee, learned_optimizer, outer_optimizer, sizes, jax.random.key(0)
     )
 
     def run_loop(times: int) -> float:
@@ -248,9 +254,9 @@ def _pes(
     jax.block_until_ready(loop.step())
     return {"data": data, "compile_seconds": time.perf_counter() - start}, run_loop
   parts: Any = {
-    "learned_optimizer": architecture,
+    "learned_optimizer": learned_optimizer,
     "estimator": estimators.pes(
-      settings.unroll_length, settings.horizon, settings.num_problems, sigma=settings.sigma
+      sizes.unroll_length, sizes.horizon, sizes.num_problems, sigma=sizes.sigma
     ),
     "outer_optimizer": outer_optimizer,
   }
