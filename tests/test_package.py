@@ -36,8 +36,9 @@ ARROWS = {
   "optimizers": {"base", "kernels", "_blocks", "_coordinates"},
   "optimizees": {"base"},
   "datasets": {"base"},
-  "estimators": {"base", "devices", "unroll", "meta_losses", "_coordinates"},
-  "meta_train": {"base", "devices", "unroll", "estimators"},
+  "families": {"base"},
+  "estimators": {"base", "devices", "families", "unroll", "meta_losses", "_coordinates"},
+  "meta_train": {"base", "devices", "families", "unroll", "estimators"},
 }
 FAMILIES = ("optimizers", "optimizees", "estimators", "datasets")
 EXTRAS = (
