@@ -5,6 +5,7 @@ from learned_opt import curriculum as curriculum
 from learned_opt import datasets as datasets
 from learned_opt import devices as devices
 from learned_opt import estimators as estimators
+from learned_opt import families as families
 from learned_opt import inspect as inspect
 from learned_opt import meta_losses as meta_losses
 from learned_opt import meta_train as meta_train

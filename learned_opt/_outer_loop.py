@@ -11,6 +11,7 @@ import numpy as np
 
 from learned_opt import devices
 from learned_opt.base import Info, LearnedOptimizer, Optimizee
+from learned_opt.families import Families, map_groups
 from learned_opt.unroll import init_inner_state, unroll
 
 # What the key of a run is folded with, so that its parts draw independent numbers.
@@ -79,7 +80,7 @@ class History:
 
 @functools.partial(jax.jit, static_argnames=("learned_optimizer", "num_problems", "num_steps"))
 def final_loss(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   meta_params: chex.ArrayTree,
   key: chex.PRNGKey,
   *,
@@ -87,15 +88,22 @@ def final_loss(
   num_problems: int,
   num_steps: int,
 ) -> jax.Array:
-  """The mean last loss of problems drawn by a key."""
+  """The mean last loss of problems drawn by a key; that of families, each by its first loss."""
   tx = learned_optimizer.optimizer(meta_params)
 
-  def of_one(key: chex.PRNGKey) -> jax.Array:
+  def losses_of(optimizee: Optimizee, key: chex.PRNGKey) -> jax.Array:
     state = init_inner_state(optimizee, tx, key)
-    return unroll(optimizee, tx, state, num_steps, horizon=num_steps)[1].losses[-1]
+    return unroll(optimizee, tx, state, num_steps, horizon=num_steps)[1].losses
 
+  def relative_final_loss(optimizee: Optimizee, key: chex.PRNGKey) -> jax.Array:
+    keys = devices.share(jax.random.split(key, num_problems))
+    losses = jnp.mean(jax.vmap(functools.partial(losses_of, optimizee))(keys), axis=0)
+    return losses[-1] / losses[0]
+
+  if isinstance(optimizee, Families):
+    return jnp.mean(jnp.concatenate(map_groups(relative_final_loss, optimizee, key)))
   keys = devices.share(jax.random.split(key, num_problems))
-  return jnp.mean(jax.vmap(of_one)(keys))
+  return jnp.mean(jax.vmap(lambda key: losses_of(optimizee, key)[-1])(keys))
 
 
 @jax.jit

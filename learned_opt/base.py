@@ -70,7 +70,7 @@ class TextDataset(NamedTuple):
   @property
   def num_characters(self) -> int:
     """V, how many different characters there are."""
-    return len(self.vocabulary)
+    return self.vocabulary.shape[0]
 
 
 @functools.partial(

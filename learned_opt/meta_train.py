@@ -9,7 +9,7 @@ was never interrupted, bit for bit.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import chex
 import jax
@@ -27,6 +27,7 @@ from learned_opt.base import (
   Optimizee,
   check_optimizee,
 )
+from learned_opt.families import Families, members
 
 
 class Progress(NamedTuple):
@@ -107,7 +108,7 @@ def with_clipping(
 
 
 def init(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   learned_optimizer: LearnedOptimizer,
   estimator: MetaGradientEstimator,
   outer_optimizer: optax.GradientTransformation,
@@ -143,7 +144,9 @@ def init(
   return MetaTrainState(
     meta_params=meta_params,
     outer_state=outer_optimizer.init(meta_params),
-    estimator_state=estimator.init(optimizee, learned_optimizer, meta_params, estimator_key),
+    estimator_state=estimator.init(
+      cast(Any, optimizee), learned_optimizer, meta_params, estimator_key
+    ),
     outer_step=jnp.zeros((), jnp.int32),
     best_meta_params=jax.tree.map(jnp.copy, meta_params),
     best_loss=jnp.full((), jnp.inf, jnp.float32),
@@ -158,7 +161,7 @@ _start = jax.jit(init, static_argnames=("learned_optimizer", "estimator", "outer
 
 
 def step(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   learned_optimizer: LearnedOptimizer,
   estimator: MetaGradientEstimator,
   outer_optimizer: optax.GradientTransformation,
@@ -182,7 +185,7 @@ def step(
   """
   key = jax.random.fold_in(jax.random.fold_in(state.key, _outer_loop.OUTER_STEPS), state.outer_step)
   meta_grads, estimator_state, info = estimator.estimate(
-    optimizee, learned_optimizer, state.meta_params, state.estimator_state, key
+    cast(Any, optimizee), learned_optimizer, state.meta_params, state.estimator_state, key
   )
   updates, outer_state = outer_optimizer.update(meta_grads, state.outer_state, state.meta_params)
   state = state._replace(
@@ -207,14 +210,14 @@ def _dispatch(optimizee, state, *, learned_optimizer, estimator, outer_optimizer
 
 
 def run(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   learned_optimizer: LearnedOptimizer,
   estimator: MetaGradientEstimator,
   *,
   num_outer_steps: int,
   key: chex.PRNGKey,
   outer_optimizer: optax.GradientTransformation | None = None,
-  validation_optimizee: Optimizee | None = None,
+  validation_optimizee: Optimizee | Families | None = None,
   num_validation_problems: int = 32,
   validation_steps: int | None = None,
   validate_every: int = 100,
@@ -230,8 +233,12 @@ def run(
   Validation optimizes the same held-out problems each time, from their start, and takes the mean of
   their last losses (Andrychowicz et al. 2016, section 3). The same arguments give the same bits.
 
+  On `families`, the validation loss is the mean over families of the mean last loss over the mean
+  first loss, as losses of different families have different scales.
+
   Args:
-    optimizee: the problems to train on.
+    optimizee: the problems to train on; or `families.families` of them, with an estimator that
+      `estimators.over_families` has made.
     learned_optimizer: the architecture.
     estimator: of the meta-gradient, for example `estimators.truncated_backprop`.
     num_outer_steps: outer steps of the whole run, those of a given `state` included. A multiple of
@@ -241,7 +248,7 @@ def run(
       norm at 1 (`with_clipping`).
     validation_optimizee: the problems to validate on, if they are of another split, for example;
       by default `optimizee`. Their keys are never those of training.
-    num_validation_problems: how many.
+    num_validation_problems: how many; of each family, if there are several.
     validation_steps: inner steps of validation; None means the estimator's horizon.
     validate_every: outer steps between validations, a multiple of `steps_per_dispatch`. There is
       one more after the last step.
@@ -286,7 +293,8 @@ def run(
     raise ValueError("give either state or meta_params: a state brings its own meta-params")
   if outer_optimizer is None:
     outer_optimizer = _default_outer_optimizer()
-  check_optimizee(optimizee, jax.random.fold_in(key, _outer_loop.ESTIMATOR))
+  for member in members(optimizee):
+    check_optimizee(member, jax.random.fold_in(key, _outer_loop.ESTIMATOR))
   optimizee = devices.replicate(optimizee)
   if state is None:
     current = _start(optimizee, learned_optimizer, estimator, outer_optimizer, key, meta_params)

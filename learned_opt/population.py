@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt import _outer_loop, devices, meta_train
+from learned_opt import _outer_loop, devices, families, meta_train
 from learned_opt._outer_loop import History, MetaTrainState
 from learned_opt.base import (
   Info,
@@ -28,6 +28,7 @@ from learned_opt.base import (
   Optimizee,
   check_optimizee,
 )
+from learned_opt.families import Families
 
 MakeOuterOptimizer = Callable[[Any], optax.GradientTransformation]
 
@@ -113,7 +114,7 @@ def adam(learning_rate: float | jax.Array) -> optax.GradientTransformation:
 
 
 def run(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   learned_optimizer: LearnedOptimizer,
   estimator: MetaGradientEstimator,
   *,
@@ -121,7 +122,7 @@ def run(
   hyperparams: chex.ArrayTree,
   num_outer_steps: int,
   make_outer_optimizer: MakeOuterOptimizer = adam,
-  validation_optimizee: Optimizee | None = None,
+  validation_optimizee: Optimizee | Families | None = None,
   num_validation_problems: int = 32,
   validation_steps: int | None = None,
   validate_every: int = 100,
@@ -136,7 +137,7 @@ def run(
   finite; it stops nobody. Under a mesh the members are shared among the devices.
 
   Args:
-    optimizee: the problems to train on.
+    optimizee: the problems to train on; or families, with an estimator over them.
     learned_optimizer: the architecture.
     estimator: of the meta-gradient.
     keys: ``[members]``, of the meta-trainings. A given `state` brings its own.
@@ -188,7 +189,8 @@ def run(
       raise ValueError(f"{name} must be at least 1, got {number}")
   hyperparams = jax.tree.map(jnp.asarray, hyperparams)
   size = _size(keys, hyperparams, histories)
-  check_optimizee(optimizee, keys[0])
+  for one in families.members(optimizee):
+    check_optimizee(one, keys[0])
   optimizee, keys, hyperparams = devices.replicate((optimizee, keys, hyperparams))
   if validation_optimizee is None:
     validation_optimizee = optimizee

@@ -342,7 +342,7 @@ def _train_options(choices: Choices) -> type:
     _flag("resume", False, "continue the run in that folder, from its last validation."),
     _flag("evaluate", True, "compare with tuned baselines at the end."),
     _flag("plots", True, "draw the figures, which needs matplotlib."),
-    _group("recipe", derive(runs.Recipe, "", choices, omit=("optimizee_name",))),
+    _group("recipe", derive(runs.Recipe, "", choices, omit=("optimizee", "optimizee_name"))),
     _group("session", Session),
   ]
   return _dataclass("TrainOptions", fields)

@@ -1,4 +1,4 @@
-"""Smaller images, for quick problems."""
+"""Smaller images and smaller data sets, for quick problems."""
 
 import numpy as np
 
@@ -61,6 +61,45 @@ def resize(
     return np.concatenate([convert(block) for block in blocks]), labels
 
   return ImageDataset(*(convert_split(*getattr(dataset, name)) for name in ImageDataset._fields))
+
+
+def cut_to_equal_sizes(*datasets: ImageDataset) -> tuple[ImageDataset, ...]:
+  """The first images of each data set, as many of each split as the smallest one has.
+
+  Problems on them are then of equal structure, and families of them run side by side; see
+  `learned_opt.families`.
+
+  Args:
+    datasets: two or more, of images of equal shape.
+
+  Returns:
+    The data sets in the same order.
+
+  Raises:
+    ValueError: if the images' shapes differ.
+
+  Example:
+    >>> from learned_opt import datasets
+    >>> digits = datasets.load("digits")
+    >>> fewer = digits._replace(train=(digits.train[0][:100], digits.train[1][:100]))
+    >>> [len(one.train[1]) for one in datasets.cut_to_equal_sizes(digits, fewer)]
+    [100, 100]
+  """
+  shapes = {one.train[0].shape[1:] for one in datasets}
+  if len(shapes) > 1:
+    raise ValueError(
+      f"the data sets must have images of one shape, got {sorted(shapes)}; datasets.resize changes "
+      "it"
+    )
+
+  def cut(split: str, one: ImageDataset):
+    number = min(len(getattr(other, split)[1]) for other in datasets)
+    images, labels = getattr(one, split)
+    return images[:number], labels[:number]
+
+  return tuple(
+    ImageDataset(*(cut(split, one) for split in ImageDataset._fields)) for one in datasets
+  )
 
 
 def _area_weights(old: int, new: int) -> np.ndarray:
