@@ -21,7 +21,7 @@ from learned_opt import devices
 number = int(sys.argv[1])
 set_up = devices.use_cores(number)
 import jax, numpy as np, optax
-from learned_opt import Optimizee, estimators, evaluate, meta_train, optimizers
+from learned_opt import LearnedOptimizer, Optimizee, estimators, evaluate, meta_train, optimizers
 import jax.numpy as jnp
 
 def init(key):
@@ -45,6 +45,15 @@ with devices.use(devices.mesh()):
       [np.ravel(leaf) for leaf in jax.tree.leaves(result.meta_params)]
       + [result.history.meta_loss, result.history.validation_loss]
     ).tolist()
+  one_rate = LearnedOptimizer(lambda key: jnp.array(0.1), optax.sgd)
+  def persistent(key):
+    estimator = estimators.pes(3, (4, 6), 2, sigma=0.1)
+    state = estimator.init(bowl, one_rate, jnp.array(0.1), key)
+    def body(state, key):
+      return estimator.estimate(bowl, one_rate, jnp.array(0.1), state, key)[1::-1]
+    state, grads = jax.lax.scan(body, state, jax.random.split(key, 3))
+    return jnp.append(grads, state.problems.params["b"])
+  results["pes"] = jax.jit(persistent)(jax.random.key(0)).tolist()
   curves = evaluate.learning_curves(
     bowl, architecture.optimizer, result.meta_params, jax.random.split(jax.random.key(1), 4), 5
   )
