@@ -46,8 +46,8 @@ with devices.use(devices.mesh()):
       + [result.history.meta_loss, result.history.validation_loss]
     ).tolist()
   one_rate = LearnedOptimizer(lambda key: jnp.array(0.1), optax.sgd)
+  estimator = estimators.pes(3, (4, 6), 2, sigma=0.1)
   def persistent(key):
-    estimator = estimators.pes(3, (4, 6), 2, sigma=0.1)
     state = estimator.init(bowl, one_rate, jnp.array(0.1), key)
     def body(state, key):
       return estimator.estimate(bowl, one_rate, jnp.array(0.1), state, key)[1::-1]
