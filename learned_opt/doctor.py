@@ -187,8 +187,10 @@ def examine(
     for name, make in chosen.items()
     for length in lengths
   }
-  full = estimators.full_unroll(horizon, meta_batch_size, meta_losses.mean, second_order=True)
-  samplers = {}
+  full = estimators.full_unroll(
+    horizon, meta_batch_size, meta_losses.mean, second_order=True, remat=True
+  )
+  samplers: dict[tuple[str, int], Callable[..., Any]] = {}
   for place, estimator in {("full gradient", horizon): full, **many}.items():
     report(f"compiling {place[0]}, unroll length {place[1]}")
     run = functools.partial(_episode, learned_optimizer, estimator, horizon // place[1])
@@ -197,7 +199,8 @@ def examine(
   samples = _take_turns(samplers, optimizee, meta_params, jax.random.split(key, num_samples))
   reference = samples.pop(("full gradient", horizon))
   measurements = tuple(
-    _measure(*place, taken, reference, meta_batch_size) for place, taken in samples.items()
+    _measure(name, length, taken, reference, meta_batch_size)
+    for (name, length), taken in samples.items()
   )
   report("looking for values that are not finite")
   nonfinite = find_nonfinite(
@@ -262,13 +265,13 @@ def _episode(
 
 
 def _take_turns(
-  samplers: Mapping[Any, Callable[..., Any]],
+  samplers: Mapping[tuple[str, int], Callable[..., Any]],
   optimizee: Optimizee,
   meta_params: chex.ArrayTree,
   keys: chex.PRNGKey,
-) -> dict[Any, _Samples]:
+) -> dict[tuple[str, int], _Samples]:
   """Episode by episode, so that a machine that slows down for a moment does so for all."""
-  taken: dict[Any, list[tuple[Any, ...]]] = {place: [] for place in samplers}
+  taken: dict[tuple[str, int], list[tuple[Any, ...]]] = {place: [] for place in samplers}
   for key in keys:
     for place, sampler in samplers.items():
       start = time.perf_counter()

@@ -32,8 +32,8 @@ from learned_opt.cli._factories import (
 PROGRAM = "learned-opt"
 
 _SAVED = (
-  "the name of a shipped optimizer, or the path of a saved one, to look at with its meta-params; by "
-  "default those of the architecture are drawn."
+  "the name of a shipped optimizer, or the path of a saved one, with its meta-params; by default "
+  "those of the architecture are drawn."
 )
 
 
