@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learned_opt._arrays import Path
+from learned_opt._doctor_figures import doctor_figure as doctor_figure
 from learned_opt._figures import LEARNED_COLORS, colors_of, finite, new_panels, save, use_log_axis
 from learned_opt._inspection_figures import counterfactuals_figure as counterfactuals_figure
 from learned_opt._inspection_figures import proposals_figure as proposals_figure

@@ -1,4 +1,4 @@
-"""The commands of ``learned-opt``: train, evaluate, inspect, list, info, convert and bench.
+"""The commands of ``learned-opt``: train, evaluate, inspect, doctor, list, info, convert, bench.
 
 It needs tyro and rich, which nothing else in the library does, and which are imported when one of
 the functions below is called.

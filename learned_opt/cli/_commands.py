@@ -19,7 +19,7 @@ from learned_opt import (
   search,
 )
 from learned_opt._arrays import Path
-from learned_opt.cli import _inspection, _options, _report, _session
+from learned_opt.cli import _doctor, _inspection, _options, _report, _session
 from learned_opt.cli._factories import FactoryConfig
 
 
@@ -238,6 +238,22 @@ def _inspect(options: Any) -> int:
   return 0
 
 
+def _examine(options: Any) -> int:
+  as_json = options.session.json
+  with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
+    names = ("saved", "unroll_lengths", "horizon", "methods", "meta_batch_size", "num_samples")
+    _make_folder(options, (*names, "sigma", "seed"))
+    diagnosis = _doctor.examine(options, reporter.say)
+    if options.out is not None:
+      _doctor.write(diagnosis, options.out, plots=options.plots)
+  if as_json:
+    _print_json(diagnosis.to_json())
+    return 0
+  _doctor.print_diagnosis(diagnosis)
+  _report.print_files(_run_folder.contents(options.out) if options.out is not None else ())
+  return 0
+
+
 def _make_folder(options: Any, names: Sequence[str]) -> None:
   """Makes the folder of what a command finds, with the options that decide it."""
   if options.out is None:
@@ -334,6 +350,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
   "train": _train,
   "evaluate": _evaluate,
   "inspect": _inspect,
+  "doctor": _examine,
   "list": _list,
   "info": _info,
   "convert": _convert,

@@ -16,7 +16,7 @@ from tyro.conf import (
   subcommand,
 )
 
-from learned_opt import artifacts, benchmarks, estimators, optimizees, optimizers, runs
+from learned_opt import artifacts, benchmarks, doctor, estimators, optimizees, optimizers, runs
 from learned_opt import evaluate as evaluation
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.cli._factories import (
@@ -30,6 +30,11 @@ from learned_opt.cli._factories import (
 )
 
 PROGRAM = "learned-opt"
+
+_SAVED = (
+  "the name of a shipped optimizer, or the path of a saved one, with its meta-params; by default "
+  "those of the architecture are drawn."
+)
 
 
 def _by_name(factories: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
@@ -287,6 +292,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "train": _train_options(_choices(argv, {})),
     "evaluate": _evaluate_options(_choices(argv, _defaults_of_card(argv))),
     "inspect": _inspect_options(_choices(argv, _defaults_of_card(argv))),
+    "doctor": _doctor_options(_choices(argv, {})),
     "list": ListOptions,
     "info": InfoOptions,
     "convert": ConvertOptions,
@@ -296,6 +302,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "train": "Meta-train a learned optimizer, save it and compare it with tuned baselines.",
     "evaluate": "Judge a learned optimizer beside tuned baselines, on fresh problems.",
     "inspect": "Look at what a learned optimizer does, step by step, beside tuned baselines.",
+    "doctor": "Compare meta-gradient estimators on a problem, and find what is not finite.",
     "list": "Show the learned optimizers that are shipped with the library.",
     "info": "Show what a learned optimizer is, how it was made and how good it is.",
     "convert": "Save weights that others published as a learned optimizer of this library.",
@@ -382,6 +389,33 @@ def _inspect_options(choices: Choices) -> type:
     "num_tuning_problems": "on how many problems.",
   }
   return _options_on_problems("InspectOptions", types, help_texts, choices)
+
+
+def _doctor_options(choices: Choices) -> type:
+  types = {
+    "unroll_lengths": (tuple[int, ...], (5, 10, 20, 50, 100)),
+    "horizon": (int | None, None),
+    "methods": (tuple[str, ...], tuple(doctor.METHODS)),
+    "meta_batch_size": (int, 8),
+    "num_samples": (int, 16),
+    "sigma": (float, 0.01),
+    "seed": (int, 0),
+  }
+  help_texts = parameter_help(doctor.examine)
+  help_texts["seed"] = parameter_help(runs.Recipe)["seed"]
+  fields = [
+    Field("saved", Annotated[str | None, arg(help=_SAVED)], None),
+    *_alternatives("optimizee", OPTIMIZEES, "the problems.", choices),
+    *_alternatives("learned_optimizer", ARCHITECTURES, "the architecture.", choices),
+    *(
+      Field(name, Annotated[hint, arg(help=help_texts[name])], fallback)
+      for name, (hint, fallback) in types.items()
+    ),
+    _path("out", "a folder for the result and its figure, which is made."),
+    _flag("plots", True, "draw the figure in that folder, which needs matplotlib."),
+    _group("session", Session),
+  ]
+  return _dataclass("DoctorOptions", fields)
 
 
 def _options_on_problems(

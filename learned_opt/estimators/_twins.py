@@ -140,7 +140,8 @@ class Outcome(NamedTuple):
   """What one particle says.
 
   Attributes:
-    before: scalar, the difference that is due to the losses before a replacement.
+    before: scalar, the difference that is due to the losses before a replacement; the whole if
+      that makes no difference.
     after: scalar, to those after it.
     meta_loss: scalar, the mean of the twins'.
     losses: ``[U + 1]``, the means of the twins'.
@@ -223,7 +224,8 @@ def run_particles(
     if not method.keeps_twins:
       first = functools.partial(jax.tree.map, lambda leaf: leaf[0])
       end = end._replace(params=first(end.params), opt_state=first(end.opt_state))
-    return end, plan, _outcome(score, plan, trajectory, meta_grads)
+    splits = method.keeps_twins and settings.renews
+    return end, plan, _outcome(score, plan if splits else None, trajectory, meta_grads)
 
   return jax.vmap(run_particle)(*devices.share((episodes, fresh, moved)))
 
@@ -324,12 +326,17 @@ def _run_whole(
 
 def _outcome(
   score: Callable[[jax.Array], jax.Array],
-  plan: Plan,
+  plan: Plan | None,
   trajectory: Trajectory,
   meta_grads: Any,
 ) -> Outcome:
+  """What a particle says; None for the plan if the difference counts as a whole."""
   plus, minus = trajectory.outer_losses
   high, low = score(plus), score(minus)
+  losses = jnp.mean(trajectory.losses, axis=0)
+  meta_grads = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), meta_grads)
+  if plan is None:
+    return Outcome(high - low, jnp.zeros_like(high), (high + low) / 2, losses, meta_grads)
   # Those of + before the replacement and of - after it, and the other way round.
   first = score(jnp.where(plan.after, minus, plus))
   second = score(jnp.where(plan.after, plus, minus))
@@ -337,6 +344,6 @@ def _outcome(
     before=((high - second) + (first - low)) / 2,
     after=((high - first) + (second - low)) / 2,
     meta_loss=(high + low) / 2,
-    losses=jnp.mean(trajectory.losses, axis=0),
-    meta_grads=jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), meta_grads),
+    losses=losses,
+    meta_grads=meta_grads,
   )
