@@ -28,11 +28,21 @@ class OptimizerCase:
     make: the factory's call; equal calls must give transformations that do not retrace.
     num_meta_params: their number.
     coordinatewise: updates do not depend on how coordinates are ordered or grouped into tensors.
+    reads_params: updates depend on the params, and cannot be had without them.
+    has_state: whether its state holds arrays.
+    state_like_params: whether the state has a part of its own for each tensor.
+    random_init: whether different keys give different meta-params.
+    bounded: whether updates are finite for all finite gradients.
   """
 
   make: Callable[[], learned_opt.LearnedOptimizer]
   num_meta_params: int
   coordinatewise: bool = True
+  reads_params: bool = False
+  has_state: bool = True
+  state_like_params: bool = False
+  random_init: bool = True
+  bounded: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +201,19 @@ def bowl_grad(constants: Bowl):
   return lambda theta: matrix.T @ (weights * np.tanh(matrix @ theta - constants.target))
 
 
+# Optimizers that look at each tensor as a whole, and at its parameters.
+tensorwise = functools.partial(
+  OptimizerCase, coordinatewise=False, reads_params=True, state_like_params=True
+)
+
 OPTIMIZERS = {
+  "adafac_mlp": tensorwise(optimizers.adafac_mlp, num_meta_params=197),
+  "celo2": tensorwise(
+    lambda: optimizers.celo2(weight_decay=0.1), num_meta_params=30 * 8 + 8 + 8 * 8 + 8 + 8 + 1
+  ),
+  "learned_sgd": OptimizerCase(
+    optimizers.learned_sgd, num_meta_params=1, has_state=False, random_init=False, bounded=False
+  ),
   "lstm": OptimizerCase(optimizers.lstm, num_meta_params=5141),
   "lstm_gac": OptimizerCase(
     lambda: optimizers.lstm_gac(1, 4, num_global=2),
@@ -200,6 +222,11 @@ OPTIMIZERS = {
   ),
   "lstm_pair": OptimizerCase(
     lambda: optimizers.lstm_pair(1, 4), num_meta_params=2 * ((2 + 4 + 1) * 16 + 5)
+  ),
+  "mlp": tensorwise(lambda: optimizers.mlp(1, 4), num_meta_params=(19 + 1) * 4 + (4 + 1) * 2),
+  "nn_adam": tensorwise(
+    lambda: optimizers.nn_adam(3, learning_rate=0.01),
+    num_meta_params=(19 + 3 + 1) * 12 + (3 + 1) * 4 + 2 * 3 + 4,
   ),
   "ntm_bfgs": OptimizerCase(
     lambda: optimizers.ntm_bfgs(1, 4, num_global=2),
@@ -213,6 +240,10 @@ OPTIMIZERS = {
   ),
   "rnnprop": OptimizerCase(
     lambda: optimizers.rnnprop(1, 4), num_meta_params=3 * 4 + (4 + 4 + 1) * 16 + 5
+  ),
+  "star": tensorwise(
+    lambda: optimizers.star(1, 3, weight_decay=0.1, learned_nominal=True, learned_decay=True),
+    num_meta_params=7 + (39 + 1) * 3 + (3 + 1) * 4,
   ),
 }
 
