@@ -16,6 +16,7 @@ from learned_opt.optimizers.mlp import mlp as mlp
 from learned_opt.optimizers.nn_adam import nn_adam as nn_adam
 from learned_opt.optimizers.ntm import ntm_bfgs as ntm_bfgs
 from learned_opt.optimizers.ntm import ntm_lbfgs as ntm_lbfgs
+from learned_opt.optimizers.rnn_mlp import rnn_mlp as rnn_mlp
 from learned_opt.optimizers.rnnprop import rnnprop as rnnprop
 from learned_opt.optimizers.star import star as star
 from learned_opt.optimizers.velo import velo as velo
@@ -36,6 +37,7 @@ ARCHITECTURES = (
   ntm_bfgs,
   ntm_lbfgs,
   rnnprop,
+  rnn_mlp,
   star,
   velo,
 )

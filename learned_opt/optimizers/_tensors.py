@@ -28,10 +28,20 @@ class TensorwiseState(NamedTuple):
 
 # (shared, inputs, state) -> (outputs, state), for one tensor.
 TensorFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
+GroupFunction = Callable[
+  [Any, Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]] | None
+]
+
+# Numbers in the inputs of a group, from which on its tensors are treated one after the other.
+_MIN_LARGE = 2**20
 
 
 def map_tensors(
-  function: TensorFunction, shared: chex.ArrayTree, inputs: Sequence[Any], states: Sequence[Any]
+  function: TensorFunction,
+  shared: chex.ArrayTree,
+  inputs: Sequence[Any],
+  states: Sequence[Any],
+  group_function: GroupFunction | None = None,
 ) -> tuple[list[Any], list[Any]]:
   """Applies a function to each tensor; those of equal shapes and dtypes are compiled once.
 
@@ -40,6 +50,8 @@ def map_tensors(
     shared: what all tensors have in common, such as weights and the step.
     inputs: for each tensor, for example its gradient and its parameters.
     states: for each tensor; what comes back has the same structure, shapes and dtypes.
+    group_function: ``(shared, inputs, states) -> (outputs, states)`` for tensors of equal shapes,
+      or None for those that it cannot take; another way to compute the same.
 
   Returns:
     The outputs and the states, in the order of the inputs.
@@ -57,11 +69,29 @@ def map_tensors(
   outputs: list[Any] = [None] * len(inputs)
   new_states: list[Any] = [None] * len(inputs)
   for indices in _groups(list(zip(inputs, states, strict=True))):
-    stacked = [_stack([trees[i] for i in indices]) for trees in (inputs, states)]
-    results = jax.vmap(function, in_axes=(None, 0, 0))(shared, *stacked)
-    for position, i in enumerate(indices):
-      outputs[i], new_states[i] = jax.tree.map(lambda leaf, at=position: leaf[at], results)
+    group = [[trees[i] for i in indices] for trees in (inputs, states)]
+    results = None if group_function is None else group_function(shared, *group)
+    if results is None:
+      results = _map_group(function, shared, *group)
+    for i, output, state in zip(indices, *results, strict=True):
+      outputs[i], new_states[i] = output, state
   return outputs, new_states
+
+
+def _map_group(
+  function: TensorFunction, shared: chex.ArrayTree, inputs: Sequence[Any], states: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+  """Side by side what is small, one after the other what is large."""
+  stacked = stack(inputs), stack(states)
+  if sum(leaf.size for leaf in jax.tree.leaves(inputs)) < _MIN_LARGE or len(inputs) == 1:
+    results = jax.vmap(function, in_axes=(None, 0, 0))(shared, *stacked)
+  else:
+    results = jax.lax.map(lambda one: function(shared, *one), stacked)
+  outputs, states = (
+    [jax.tree.map(lambda leaf, at=k: leaf[at], tree) for k in range(len(inputs))]
+    for tree in results
+  )
+  return outputs, states
 
 
 def tensorwise_transformation(
@@ -71,6 +101,7 @@ def tensorwise_transformation(
   update: TensorFunction,
   shared: Callable[[jax.Array], Any],
   shape_of_state: Callable[[Any], tuple[int, ...]],
+  group_function: GroupFunction | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The transformation of a function of one tensor, its gradient and its parameters.
 
@@ -81,6 +112,7 @@ def tensorwise_transformation(
     update: see `update_tree`.
     shared: ``step -> shared``, what `update` gets for all tensors; `step` counts earlier updates.
     shape_of_state: see `update_tree`.
+    group_function: see `update_tree`.
 
   Returns:
     The transformation; it needs params, and ignores further keywords.
@@ -100,6 +132,7 @@ def tensorwise_transformation(
       shape_of_state,
       dtype=dtype,
       name=name,
+      group_function=group_function,
     )
     return updates, TensorwiseState(optax.safe_increment(state.step), tensors)
 
@@ -123,6 +156,7 @@ def update_tree(
   dtype: np.dtype,
   name: str,
   extras: Sequence[Any] | None = None,
+  group_function: GroupFunction | None = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
   """One update of a tree by a function of one tensor that reads its parameters.
 
@@ -138,6 +172,8 @@ def update_tree(
     dtype: in which to compute.
     name: of the optimizer, for errors.
     extras: one pytree a tensor, in the order of the tree's leaves, for what differs between them.
+    group_function: see `map_tensors`; its inputs have the dtypes that they come with, and its
+      updates those of the params. It gets no scalars.
 
   Returns:
     The updates and the states.
@@ -146,20 +182,10 @@ def update_tree(
     TypeError: if a gradient is not real floating point.
     ValueError: if there are no params, or the trees or the state do not agree.
   """
-  _coordinates.check_gradients(grads, params)
-  if params is None and jax.tree.leaves(grads):
-    raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
+  parts = check_tensors(grads, params, states, shape_of_state, name)
   leaves, treedef = jax.tree.flatten(grads)
-  # Where there are no leaves, neither the params nor the states have any.
+  # Where there are no leaves, the params may be None.
   tensors = list(zip(leaves, jax.tree.leaves(params), strict=True))
-  parts = treedef.flatten_up_to(states)
-  shapes = [shape_of_state(state) for state in parts]
-  if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
-    found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
-    raise ValueError(
-      f"updates have {found} coordinates, but the optimizer's state was made for {int(expected)}, "
-      "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
-    )
   inputs = tensors if extras is None else [(*t, e) for t, e in zip(tensors, extras, strict=True)]
 
   def one(shared, inputs, state):
@@ -172,10 +198,54 @@ def update_tree(
 
   updates, new = [jnp.zeros_like(param) for _, param in tensors], list(parts)
   filled = [i for i, leaf in enumerate(leaves) if leaf.size]
-  results = map_tensors(one, shared, [inputs[i] for i in filled], [parts[i] for i in filled])
+  some = [inputs[i] for i in filled], [parts[i] for i in filled]
+  results = map_tensors(one, shared, *some, group_function)
   for i, update, state in zip(filled, *results, strict=True):
     updates[i], new[i] = update, state
   return treedef.unflatten(updates), treedef.unflatten(new)
+
+
+def check_tensors(
+  grads: chex.ArrayTree,
+  params: chex.ArrayTree | None,
+  states: chex.ArrayTree,
+  shape_of_state: Callable[[Any], tuple[int, ...]],
+  name: str,
+) -> list[Any]:
+  """The state of each tensor; raises as `update_tree` does."""
+  _coordinates.check_gradients(grads, params)
+  if params is None and jax.tree.leaves(grads):
+    raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
+  leaves, treedef = jax.tree.flatten(grads)
+  # Where there are no leaves, neither the params nor the states have any.
+  parts = treedef.flatten_up_to(states)
+  shapes = [shape_of_state(state) for state in parts]
+  if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
+    found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
+    raise ValueError(
+      f"updates have {found} coordinates, but the optimizer's state was made for {int(expected)}, "
+      "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
+    )
+  return parts
+
+
+def filled_positions(tree: chex.ArrayTree) -> list[int]:
+  """The positions of the leaves that have coordinates.
+
+  >>> filled_positions({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})
+  [0, 2]
+  """
+  return [i for i, leaf in enumerate(jax.tree.leaves(tree)) if jnp.size(leaf)]
+
+
+def row_numbers(tree: chex.ArrayTree) -> list[np.int32]:
+  """For each leaf its row in arrays with one row a leaf that has coordinates; else 0.
+
+  >>> list(map(int, row_numbers({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})))
+  [0, 0, 1]
+  """
+  rows = {position: row for row, position in enumerate(filled_positions(tree))}
+  return [np.int32(rows.get(i, 0)) for i in range(len(jax.tree.leaves(tree)))]
 
 
 def _groups(trees: Sequence[Any]) -> list[list[int]]:
@@ -188,5 +258,6 @@ def _groups(trees: Sequence[Any]) -> list[list[int]]:
   return list(groups.values())
 
 
-def _stack(trees: Sequence[Any]) -> Any:
+def stack(trees: Sequence[Any]) -> Any:
+  """One tree of all, with a first axis for them."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -72,11 +72,12 @@ def celo(
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
     >>> architecture = optimizers.celo(num_steps=100)
-    >>> tx = architecture.optimizer(architecture.init(jax.random.key(0)))
+    >>> def first_update(key, params):
+    ...   tx = architecture.optimizer(architecture.init(key))
+    ...   return tx.update(params, tx.init(params), params, value=1.0)[0]
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params, value=1.0)
-    >>> updates["w"].shape, int(state.step)
-    ((3, 2), 1)
+    >>> jax.eval_shape(first_update, jax.random.key(0), params)["w"].shape
+    (3, 2)
   """
   check_mlp_options(num_layers, hidden_size, exp_scale=exp_scale, output_scale=output_scale)
   if lstm_size < 1:
@@ -108,9 +109,7 @@ def _celo(
       "scheduler": _scheduler.init_scheduler(scheduler_key, num_inputs, lstm_size, rate=1),
     }
 
-  def update_tensor(shared, inputs, accumulators):
-    (network, rate), (grad, param) = shared, inputs
-    return _velo_rule.update_tensor(network, rate, grad, param, accumulators, exp_scale)
+  rule = _velo_rule.make_rule(exp_scale, lambda shared, _: shared[0], lambda shared, _: shared[1])
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     scheduler, network = meta_params["scheduler"], meta_params["network"]
@@ -123,7 +122,7 @@ def _celo(
       tensors = init_tree(lambda s: _features.init_accumulators(s, decays, dtype), params)
       return CeloState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
 
-    def update_fn(updates, state: CeloState, params=None, **extra_args):
+    def update_fn(updates, state: Any, params: Any = None, **extra_args):
       if phase == 1:
         factor, schedule = jnp.ones((), dtype), state.schedule
       else:
@@ -134,7 +133,7 @@ def _celo(
           scheduler, state.schedule, loss, state.step, planned
         )
       updates, tensors = update_tree(
-        update_tensor,
+        rule.update,
         (network, output_scale * factor),
         updates,
         params,
@@ -142,6 +141,7 @@ def _celo(
         lambda accumulators: accumulators.momenta.shape[1:],
         dtype=dtype,
         name="celo",
+        group_function=functools.partial(rule.update_group, dtype=dtype),
       )
       return updates, CeloState(state.step + 1, tensors, schedule)
 

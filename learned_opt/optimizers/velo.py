@@ -1,6 +1,7 @@
 """VeLO (Metz et al. 2022): an LSTM for each tensor makes the network that updates it."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -13,7 +14,13 @@ from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers import _features, _scheduler, _velo_rule
 from learned_opt.optimizers._cells import CellState
 from learned_opt.optimizers._mlp import check_mlp_options
-from learned_opt.optimizers._tensors import init_tree, update_tree
+from learned_opt.optimizers._tensors import (
+  check_tensors,
+  filled_positions,
+  init_tree,
+  row_numbers,
+  update_tree,
+)
 
 # Of the running averages: mean and variance of each momentum, mean square, its distance to them.
 _NUM_MOMENTA = len(_features.INITIAL_DECAYS["momenta"])
@@ -55,6 +62,19 @@ class VeLOState(NamedTuple):
   tensors: Any
   cells: CellState
   losses: _scheduler.LossState
+
+
+class _Options(NamedTuple):
+  lstm_size: int
+  bank_size: int
+  num_layers: int
+  hidden_size: int
+  bank_scale: float
+  exp_scale: float
+  output_scale: float
+  num_steps: int | None
+  bugged_lstm_state: bool
+  bugged_loss_features: bool
 
 
 def velo(
@@ -109,11 +129,12 @@ def velo(
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
     >>> architecture = optimizers.velo(lstm_size=8, bank_size=4, num_steps=100)
-    >>> tx = architecture.optimizer(architecture.init(jax.random.key(0)))
+    >>> def first_update(key, params):
+    ...   tx = architecture.optimizer(architecture.init(key))
+    ...   return tx.update(params, tx.init(params), params, value=1.0)[0]
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params, value=1.0)
-    >>> updates["w"].shape, state.cells.h.shape
-    ((3, 2), (2, 8))
+    >>> jax.eval_shape(first_update, jax.random.key(0), params)["w"].shape
+    (3, 2)
   """
   check_mlp_options(
     num_layers,
@@ -126,7 +147,7 @@ def velo(
     if size < 1:
       raise ValueError(f"{name} must be at least 1, got {size}")
   return _velo(
-    FrozenDict(
+    _Options(
       lstm_size=lstm_size,
       bank_size=bank_size,
       num_layers=num_layers,
@@ -143,30 +164,40 @@ def velo(
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.
 @functools.cache
-def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
+def _velo(options: _Options) -> LearnedOptimizer:
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     bank_key, scheduler_key = jax.random.split(key)
     network = functools.partial(
       _velo_rule.init_network,
-      num_layers=config["num_layers"],
-      hidden_size=config["hidden_size"],
+      num_layers=options.num_layers,
+      hidden_size=options.hidden_size,
     )
-    heads = {"controls": config["bank_size"], "rate": 1}
+    heads = {"controls": options.bank_size, "rate": 1}
     return {
-      "bank": jax.vmap(network)(jax.random.split(bank_key, config["bank_size"])),
+      "bank": jax.vmap(network)(jax.random.split(bank_key, options.bank_size)),
       "scheduler": _scheduler.init_scheduler(
-        scheduler_key, _NUM_INPUTS, config["lstm_size"], **heads
+        scheduler_key, _NUM_INPUTS, options.lstm_size, **heads
       ),
     }
 
-  def update_tensor(shared, inputs, state: TensorState):
-    grad, param, tensor = inputs
-    # Of the arrays with one row a tensor, the one of this tensor.
-    network, rate = jax.tree.map(lambda rows: rows[tensor], shared)
-    update, accumulators = _velo_rule.update_tensor(
-      network, rate, grad, param, state.accumulators, config["exp_scale"]
-    )
+  def of_tensor(rows, tensor):
+    """Of arrays with a row for each tensor, that of one."""
+    return jax.tree.map(lambda leaf: leaf[tensor], rows)
+
+  rule = _velo_rule.make_rule(
+    options.exp_scale,
+    network=lambda shared, tensor: of_tensor(shared[0], tensor),
+    rate=lambda shared, tensor: of_tensor(shared[1], tensor),
+  )
+
+  def update(shared, inputs, state: TensorState):
+    update, accumulators = rule.update(shared, inputs, state.accumulators)
     return update, _with_statistics(accumulators)
+
+  def update_group(shared, inputs, states: Sequence[TensorState]):
+    accumulators = [state.accumulators for state in states]
+    results = rule.update_group(shared, inputs, accumulators, shared[1].dtype)
+    return results and (results[0], [_with_statistics(state) for state in results[1]])
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     scheduler, bank = meta_params["scheduler"], meta_params["bank"]
@@ -179,62 +210,61 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
         return _zero_state(_features.init_accumulators(shape, decays, dtype))
 
       tensors = init_tree(one, params)
-      cells = _scheduler.start_cells(scheduler, len(_filled(params)))
+      cells = _scheduler.start_cells(scheduler, len(filled_positions(params)))
       step = jnp.zeros((), jnp.int32)
       return VeLOState(step, tensors, cells, _scheduler.init_losses(dtype))
 
-    def update_fn(updates, state: VeLOState, params=None, **extra_args):
+    def update_fn(updates, state: Any, params: Any = None, **extra_args):
+      tensors = check_tensors(updates, params, state.tensors, _shape, "velo")
       loss = _scheduler.scalar_loss("velo", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")
-      planned = _scheduler.planned_steps("velo", config["num_steps"], planned, dtype)
+      planned = _scheduler.planned_steps("velo", options.num_steps, planned, dtype)
       longest = jnp.asarray(_BUGGED_NUM_STEPS, dtype)
-      longest = longest if config["bugged_loss_features"] else planned
+      longest = longest if options.bugged_loss_features else planned
       losses, loss_features = _scheduler.observe_loss(state.losses, loss, state.step, longest)
       progress = _scheduler.progress_features(state.step, planned)
       cells, shared = state.cells, ()
-      if filled := _filled(params):
-        tensors = jax.tree.structure(params).flatten_up_to(state.tensors)
+      if filled := filled_positions(params):
         rows = [
           _tensor_features(jax.tree.leaves(params)[i], tensors[i], progress, loss_features)
           for i in filled
         ]
         cells = _scheduler.run_scheduler(scheduler, jnp.stack(rows), cells)
-        shared = _mixed_networks(scheduler, bank, cells, config)
-      positions = {i: row for row, i in enumerate(filled)}
+        shared = _mixed_networks(scheduler, bank, cells, options)
       updates, tensors = update_tree(
-        update_tensor,
+        update,
         shared,
         updates,
         params,
         state.tensors,
-        lambda tensor: tensor.accumulators.momenta.shape[1:],
+        _shape,
         dtype=dtype,
         name="velo",
-        extras=[positions.get(i, 0) for i in range(len(jax.tree.leaves(updates)))],
+        extras=row_numbers(updates),
+        group_function=update_group,
       )
-      if config["bugged_lstm_state"]:
+      if options.bugged_lstm_state:
         cells = state.cells
       return updates, VeLOState(state.step + 1, tensors, cells, losses)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-  return LearnedOptimizer(init, optimizer, "velo", config)
+  return LearnedOptimizer(init, optimizer, "velo", FrozenDict(options._asdict()))
 
 
-def _filled(params: chex.ArrayTree) -> list[int]:
-  """The positions of leaves with coordinates."""
-  return [i for i, leaf in enumerate(jax.tree.leaves(params)) if jnp.size(leaf)]
+def _shape(tensor: TensorState) -> tuple[int, ...]:
+  return tensor.accumulators.momenta.shape[1:]
 
 
 def _mixed_networks(
-  scheduler: Any, bank: Any, cells: CellState, config: FrozenDict[str, Any]
+  scheduler: Any, bank: Any, cells: CellState, options: _Options
 ) -> tuple[Any, jax.Array]:
   """The network of each tensor, and the rate of each, with one row a tensor."""
   controls = _scheduler.affine(scheduler["controls"], cells.h)
-  scale = config["bank_scale"] / config["bank_size"]
+  scale = options.bank_scale / options.bank_size
   networks = jax.tree.map(lambda leaf: scale * jnp.tensordot(controls, leaf, 1), bank)
   rates = _scheduler.affine(scheduler["rate"], cells.h)[:, 0]
-  return networks, config["output_scale"] * rates
+  return networks, options.output_scale * rates
 
 
 def _zero_state(accumulators: _features.Accumulators) -> TensorState:
