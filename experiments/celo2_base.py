@@ -43,7 +43,9 @@ class Size(NamedTuple):
 
   equal: tuple[str, ...]
   others: tuple[str, ...]
+  hidden_size: int
   test: str
+  test_hidden_size: int
   unroll_length: int
   horizons: tuple[int, int]
   num_particles: int
@@ -59,13 +61,13 @@ class Size(NamedTuple):
 _IMAGES = ("mnist", "fashion_mnist", "cifar10")
 
 SIZES = {
-  "smoke": Size(("digits",), (), "digits", 2, (4, 8), 2, 4, 2, 2, 4, 2, 2, ("adam",)),
+  "smoke": Size(("digits",), (), 4, "digits", 5, 2, (4, 8), 2, 4, 2, 2, 4, 2, 2, ("adam",)),
   "cpu": Size(
-    *(_IMAGES, ("digits",), "fashion_mnist", 50, (100, 1000)),
+    *(_IMAGES, ("digits",), 32, "fashion_mnist", 64, 50, (100, 1000)),
     *(8, 4000, 250, 8, 1000, 32, 8),
   ),
   "gpu": Size(
-    *(_IMAGES, ("digits",), "fashion_mnist", 50, (100, 2000)),
+    *(_IMAGES, ("digits",), 32, "fashion_mnist", 64, 50, (100, 2000)),
     *(8, 100_000, 1000, 32, 1000, 100, 32),
   ),
 }
@@ -83,7 +85,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
   test = functools.partial(
     optimizees.mlp_classifier,
     jax.tree.map(jnp.asarray, datasets.load(chosen.test)),
-    hidden_sizes=(64,),
+    hidden_sizes=(chosen.test_hidden_size,),
     activation="relu",
     initial_scale=None,
     batch_size=128,
@@ -94,7 +96,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
     validation_optimizee=_training_families(chosen, "validation"),
     test_optimizee=test(split="test"),
     tuning_optimizee=test(),
-    optimizee_name=f"{chosen.test}, 64 ReLU units",
+    optimizee_name=f"{chosen.test}, {chosen.test_hidden_size} ReLU units",
     learned_optimizer=optimizers.celo2(newton_schulz=False),
     estimator=estimators.over_families(
       estimators.pes(
@@ -118,7 +120,8 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
     description={
       "command": f"python experiments/celo2_base.py --size {size} --seed {seed}",
       "optimizee": (
-        f"MLPs with 32 ReLU units on {', '.join((*chosen.equal, *chosen.others))} at 8 x 8, "
+        f"MLPs with {chosen.hidden_size} ReLU units on "
+        f"{', '.join((*chosen.equal, *chosen.others))} at 8 x 8, "
         "minibatches of 64, one factor of 1e-3 to 1e3 a problem"
       ),
       "estimator": (
@@ -136,7 +139,7 @@ def _training_families(size: Size, split: Literal["train", "validation"]) -> Fam
   def problems(dataset) -> Optimizee:
     network = optimizees.mlp_classifier(
       dataset,
-      hidden_sizes=(32,),
+      hidden_sizes=(size.hidden_size,),
       activation="relu",
       initial_scale=None,
       batch_size=64,

@@ -36,6 +36,7 @@ class Size(NamedTuple):
   """How much work to do."""
 
   dataset: str
+  hidden_size: int
   unroll_length: int
   horizons: tuple[int, int]
   num_particles: int
@@ -48,9 +49,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  "smoke": Size("digits", 2, (4, 8), 2, 4, 2, 2, 2, 2, ("adam",)),
-  "cpu": Size("fashion_mnist", 50, (100, 1000), 8, 10_000, 250, 16, 100, 16),
-  "gpu": Size("fashion_mnist", 50, (100, 2000), 64, 50_000, 1000, 64, 100, 32),
+  "smoke": Size("digits", 4, 2, (4, 8), 2, 4, 2, 2, 2, 2, ("adam",)),
+  "cpu": Size("fashion_mnist", 32, 50, (100, 1000), 8, 10_000, 250, 16, 100, 16),
+  "gpu": Size("fashion_mnist", 32, 50, (100, 2000), 64, 50_000, 1000, 64, 100, 32),
 }
 
 
@@ -64,7 +65,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
   network = functools.partial(
     optimizees.mlp_classifier,
     _dataset(chosen.dataset),
-    hidden_sizes=(32,),
+    hidden_sizes=(chosen.hidden_size,),
     activation="relu",
     initial_scale=None,
     batch_size=64,
@@ -75,7 +76,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
     validation_optimizee=network(split="validation"),
     test_optimizee=network(split="test"),
     tuning_optimizee=network(),
-    optimizee_name=f"{chosen.dataset} at 8 x 8, 32 ReLU units",
+    optimizee_name=f"{chosen.dataset} at 8 x 8, {chosen.hidden_size} ReLU units",
     learned_optimizer=optimizers.adafac_mlp(),
     estimator=estimators.pes(
       chosen.unroll_length, chosen.horizons, chosen.num_particles, difference=1.0
@@ -91,7 +92,9 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
     seed=seed,
     description={
       "command": f"python experiments/pes_small_fc.py --size {size} --seed {seed}",
-      "optimizee": f"{chosen.dataset} at 8 x 8, MLP with 32 ReLU units, minibatches of 64",
+      "optimizee": (
+        f"{chosen.dataset} at 8 x 8, MLP with {chosen.hidden_size} ReLU units, minibatches of 64"
+      ),
       "estimator": (
         f"pes, {chosen.unroll_length} of {chosen.horizons[0]} to {chosen.horizons[1]} steps, "
         f"{chosen.num_particles} particles, sigma 0.01"

@@ -136,6 +136,18 @@ def load_progress(
   return state, _history_until(history, int(state.outer_step), out / HISTORY)
 
 
+def load_history(out: pathlib.Path) -> History:
+  """Reads what happened in a run up to its last validation.
+
+  Raises:
+    FileNotFoundError: if there is no run, or it had not come so far.
+    ValueError: if the file is damaged.
+  """
+  found = read_json(out / HISTORY, "a run writes it at each validation")
+  steps = found.get("validation_step") or [0]
+  return _history_until(found, steps[-1], out / HISTORY)
+
+
 def write_evaluation(
   evaluation: Evaluation,
   out: pathlib.Path,
