@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import (
@@ -16,7 +16,16 @@ from tyro.conf import (
   subcommand,
 )
 
-from learned_opt import artifacts, benchmarks, estimators, optimizees, optimizers, runs
+from learned_opt import (
+  artifacts,
+  benchmark_suite,
+  benchmarks,
+  datasets,
+  estimators,
+  optimizees,
+  optimizers,
+  runs,
+)
 from learned_opt import evaluate as evaluation
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.cli._factories import (
@@ -121,6 +130,39 @@ class InfoOptions:
 
   name_or_path: _NameOrPath
   session: Annotated[Output, OmitArgPrefixes] = Output()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkOptions:
+  """The options of ``benchmark``."""
+
+  name_or_path: _NameOrPath
+  size: Annotated[
+    Literal[tuple(benchmark_suite.SIZES)],  # pyright: ignore[reportInvalidTypeForm]
+    arg(help="of the suite: how many steps and problems."),
+  ] = "cpu"
+  tasks: Annotated[
+    tuple[str, ...], arg(help=f"which of {', '.join(benchmark_suite.TASKS)}; by default all.")
+  ] = ()
+  baselines: Annotated[
+    pathlib.Path | None,
+    arg(
+      help="the folder of tuned baselines that python -m learned_opt.benchmark_suite has made; by "
+      "default those that are shipped."
+    ),
+  ] = None
+  data_dir: Annotated[pathlib.Path | None, arg(help=parameter_help(datasets.load)["data_dir"])] = (
+    None
+  )
+  manual_dir: Annotated[
+    pathlib.Path | None, arg(help=parameter_help(datasets.load)["manual_dir"])
+  ] = None
+  text: Annotated[pathlib.Path | None, arg(help="the file of tiny shakespeare.")] = None
+  out: Annotated[
+    pathlib.Path | None, arg(help="a folder for the result and its figure, which is made.")
+  ] = None
+  plots: Annotated[bool, arg(help="draw the figure in that folder, which needs matplotlib.")] = True
+  session: Annotated[Session, OmitArgPrefixes] = Session()
 
 
 _Rounds = Annotated[int, arg(help="repetitions of each, in turn with one another.")]
@@ -245,6 +287,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "inspect": _inspect_options(_choices(argv, _defaults_of_card(argv))),
     "list": ListOptions,
     "info": InfoOptions,
+    "benchmark": BenchmarkOptions,
     "bench": BenchOptions,
   }
   descriptions = {
@@ -253,6 +296,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "inspect": "Look at what a learned optimizer does, step by step, beside tuned baselines.",
     "list": "Show the learned optimizers that are shipped with the library.",
     "info": "Show what a learned optimizer is, how it was made and how good it is.",
+    "benchmark": "Judge a learned optimizer on the suite: many tasks, beside tuned baselines.",
     "bench": "Measure what meta-gradients, updates and the start of a process cost here.",
   }
   members = tuple(
