@@ -21,6 +21,19 @@ def suite_figure(report: Report, path: Path) -> None:
 
   Raises:
     ImportError: if matplotlib is missing.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from learned_opt.benchmark_suite import Report, TaskResult, suite_figure
+    >>> from learned_opt.evaluate import Cost
+    >>> curves, cost = np.array([[2.0, 1.0]]), Cost(1e-6, None, 0)
+    >>> adam, rates = {"adam": curves}, {"adam": 0.1}
+    >>> one = TaskResult("conv", "", np.array([0, 10]), curves, adam, rates, cost, cost)
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "suite.png"
+    >>> suite_figure(Report("mine", "cpu", (one,), {}), path)
+    >>> path.exists()
+    True
   """
   from matplotlib.figure import Figure
 

@@ -142,11 +142,11 @@ class Report:
 def speed_up(ours: np.ndarray, theirs: np.ndarray, steps: np.ndarray) -> float:
   """How many times as fast we are: the steps they take to a loss over the steps we take to it.
 
-  The loss is the higher one of the two final losses, which both reach. If it is theirs, they took
-  all their steps to it and we fewer: the speed-up is one at least. If it is ours, it is one at
-  most. A baseline whose rate falls to zero at the horizon gets to its losses late: against such
-  ones, speed-ups below one are optimistic. No more is credited than the first window can tell, and
-  nothing if a loss of ours is not finite or ours ends above where it began.
+  The loss is the higher one of the two final losses, which both reach, and the steps are those to
+  its first crossing, so that a curve is as fast as itself. A baseline whose rate falls to zero at
+  the horizon gets to its losses late: against such ones, speed-ups below one are optimistic. No
+  difference is made within the first window, and there is no credit if a loss of ours is not finite
+  or ours ends above where it began.
 
   Args:
     ours: ``[W + 1]`` losses.
@@ -154,7 +154,7 @@ def speed_up(ours: np.ndarray, theirs: np.ndarray, steps: np.ndarray) -> float:
     steps: ``[W + 1]``, starting with 0.
 
   Returns:
-    The ratio, between 0 and the number of windows.
+    The ratio, at most the number of windows; 0 for a failure.
 
   Example:
     >>> import numpy as np
@@ -167,12 +167,11 @@ def speed_up(ours: np.ndarray, theirs: np.ndarray, steps: np.ndarray) -> float:
   """
   if _failed(ours):
     return 0.0
-  longest = float(steps[-1] / steps[1])
   if not np.isfinite(theirs).all():
-    return longest
-  if ours[-1] <= theirs[-1]:
-    return min(float(steps[-1] / max(_first_below(ours, theirs[-1], steps), 1e-9)), longest)
-  return float(_first_below(theirs, ours[-1], steps) / steps[-1])
+    return float(steps[-1] / steps[1])
+  level = max(ours[-1], theirs[-1])
+  ours_at, theirs_at = (max(_first_below(c, level, steps), steps[1]) for c in (ours, theirs))
+  return float(theirs_at / ours_at)
 
 
 def aggregate(values: list[np.ndarray], seed: int = 0) -> Aggregate:

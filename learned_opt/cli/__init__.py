@@ -324,6 +324,15 @@ def benchmark(
 
   Raises:
     SystemExit: as of `run_recipe`.
+
+  Example:
+    >>> import tempfile
+    >>> from learned_opt import cli
+    >>> report = cli.benchmark("lstm-mnist", tempfile.mkdtemp(), size="smoke", plots=False)
+    skipped softmax-regression: no tuned baselines in ...
+    skipped shakespeare-lstm: ...
+    >>> report.results
+    ()
   """
   _check_extras()
   from learned_opt import benchmark_suite
