@@ -17,9 +17,13 @@ import optax
 import learned_opt
 from learned_opt import baselines
 from learned_opt._arrays import atomic_write
-from learned_opt._statistics import count_as_infinite
 from learned_opt.base import Optimizee
-from learned_opt.benchmark_suite._running import curves_of, curves_of_rates, draw
+from learned_opt.benchmark_suite._running import (
+  at_least_solved,
+  curves_of,
+  curves_of_rates,
+  draw,
+)
 from learned_opt.benchmark_suite._tasks import NOT_AT_HAND, SIZES, Data, Size, Task, fingerprint
 
 _FORMAT = 1
@@ -29,6 +33,9 @@ _BLOCK = 8
 
 # Half powers of two between the learning rates of the first grid, which spans a wide range.
 _COARSE = 4
+
+# How much the mean over the windows counts beside the last.
+_TIE = 1e-3
 
 # Half powers of two beyond which no learning rate is tried, 2^-30 to 2^20.
 _LIMITS = (-60, 40)
@@ -79,7 +86,7 @@ class Tuned(NamedTuple):
     learning_rate: the best.
     interior: whether it lies between two others that were tried.
     rates: all that were tried, in ascending order.
-    values: the mean final loss of each; infinite where a problem diverged.
+    values: the objective of each, its mean final loss; infinite where a problem diverged.
     curves: ``[P, W + 1]`` on the test problems; see `curves_of`.
   """
 
@@ -114,7 +121,8 @@ def build(
   goes on. The learning rates are half powers of two: first every fourth, as many of them as it
   takes to have the best between two others, then all neighbours of the best. They run side by side.
   The best has the lowest mean loss in the last window, over problems that are not those of the
-  comparison; one with which any problem diverged is out of the question.
+  comparison; of those that all but solve the task, it is the fastest; one with which any problem
+  diverged is out of the question.
 
   Args:
     size: one of `SIZES`.
@@ -261,9 +269,7 @@ def _tune(optimizee: Optimizee, name: str, num_steps: int, size: Size) -> Tuned:
       block = exponents[first : first + _BLOCK]
       rates = 2.0 ** (np.resize(block, _BLOCK) / 2)
       curves = curves_of_rates(optimizee, made, rates, problems, num_steps, size.num_windows)
-      curves = count_as_infinite(curves)
-      scores = np.where(np.isfinite(curves).all(-1), curves[..., -1], np.inf).mean(-1)
-      found |= dict(zip(block, scores.tolist(), strict=False))
+      found |= dict(zip(block, _objective(curves).tolist(), strict=False))
     return found
 
   values = _search(values_at, exponents)
@@ -285,6 +291,15 @@ def _tune(optimizee: Optimizee, name: str, num_steps: int, size: Size) -> Tuned:
     np.array([values[k] for k in tried]),
     curves,
   )
+
+
+def _objective(curves: np.ndarray) -> np.ndarray:
+  """``[K]``, the mean final loss of ``[K, P, W + 1]`` curves; infinite if a problem diverged.
+
+  Among those that solve the task, by a little of the mean over the windows, the fastest.
+  """
+  curves = at_least_solved(curves)
+  return np.mean(curves[..., -1] + _TIE * curves.mean(axis=-1), axis=-1)
 
 
 def _search(

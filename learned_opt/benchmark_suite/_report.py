@@ -8,6 +8,7 @@ import numpy as np
 from learned_opt._costs import Cost
 from learned_opt._results import as_json
 from learned_opt._statistics import count_as_infinite
+from learned_opt.benchmark_suite._running import at_least_solved
 
 # Resamples of the bootstrap.
 _RESAMPLES = 2000
@@ -58,22 +59,27 @@ class TaskResult:
     return float(np.mean(count_as_infinite(self.curves)[:, -1]))
 
   def best_baseline(self) -> str:
-    """The name of the baseline with the lowest mean final loss."""
-    return min(self.baselines, key=self.baseline_loss)
+    """The baseline with the lowest mean final loss; the fastest, if several solve the task."""
+
+    def rank(baseline: str) -> tuple[float, float]:
+      curves = at_least_solved(self.baselines[baseline])
+      return float(np.mean(curves[:, -1])), float(np.mean(curves))
+
+    return min(self.baselines, key=rank)
 
   def baseline_loss(self, baseline: str) -> float:
     """The mean final loss of a baseline."""
     return float(np.mean(count_as_infinite(self.baselines[baseline])[:, -1]))
 
   def speed_ups(self, baseline: str) -> np.ndarray:
-    """``[P]``, how many times as fast as a baseline; see `speed_up`."""
-    pairs = zip(self.curves, self.baselines[baseline], strict=True)
-    return np.array([speed_up(ours, theirs, self.steps) for ours, theirs in pairs])
+    """``[P]``, how many times as fast as a baseline; see `speed_up` and `at_least_solved`."""
+    curves = at_least_solved(self.curves), at_least_solved(self.baselines[baseline])
+    return np.array([speed_up(*pair, self.steps) for pair in zip(*curves, strict=True)])
 
   def loss_ratios(self, baseline: str) -> np.ndarray:
-    """``[P]``, the final loss of a baseline over ours, zero where ours is not finite."""
-    ours = count_as_infinite(self.curves)[:, -1]
-    theirs = self.baselines[baseline][:, -1]
+    """``[P]``, the final loss of a baseline over ours, likewise; zero where ours is not finite."""
+    ours = at_least_solved(self.curves)[:, -1]
+    theirs = at_least_solved(self.baselines[baseline])[:, -1]
     return np.where(np.isfinite(ours), theirs / ours, 0.0)
 
 
@@ -142,11 +148,11 @@ class Report:
 def speed_up(ours: np.ndarray, theirs: np.ndarray, steps: np.ndarray) -> float:
   """How many times as fast we are: the steps they take to a loss over the steps we take to it.
 
-  The loss is the higher one of the two final losses, which both reach, and the steps are those to
-  its first crossing, so that a curve is as fast as itself. A baseline whose rate falls to zero at
-  the horizon gets to its losses late: against such ones, speed-ups below one are optimistic. No
-  difference is made within the first window, and there is no credit if a loss of ours is not finite
-  or ours ends above where it began.
+  The loss is the higher one of the two final losses, and the steps are those from which on a curve
+  stays there: it takes long to a loss around which it fluctuates, and is as fast as itself. A
+  baseline whose rate falls to zero at the horizon gets to its losses late: against such ones,
+  speed-ups below one are optimistic. No difference is made within the first window, and there is no
+  credit if a loss of ours is not finite or ours ends above where it began.
 
   Args:
     ours: ``[W + 1]`` losses.
@@ -170,7 +176,7 @@ def speed_up(ours: np.ndarray, theirs: np.ndarray, steps: np.ndarray) -> float:
   if not np.isfinite(theirs).all():
     return float(steps[-1] / steps[1])
   level = max(ours[-1], theirs[-1])
-  ours_at, theirs_at = (max(_first_below(c, level, steps), steps[1]) for c in (ours, theirs))
+  ours_at, theirs_at = (max(_settles(c, level, steps), steps[1]) for c in (ours, theirs))
   return float(theirs_at / ours_at)
 
 
@@ -218,13 +224,14 @@ def _failed(curves: np.ndarray) -> np.ndarray:
   return ~finite | (count_as_infinite(curves)[..., -1] > count_as_infinite(curves)[..., 0])
 
 
-def _first_below(curve: np.ndarray, level: float, steps: np.ndarray) -> float:
-  """The step at which a curve is first at a level or below, between points along a line."""
-  index = int(np.argmax(curve <= level))
-  if index == 0:
+def _settles(curve: np.ndarray, level: float, steps: np.ndarray) -> float:
+  """The step from which a curve is at a level or below, between points along a line."""
+  above = np.flatnonzero(curve > level)
+  if not above.size:
     return 0.0
-  above, below = curve[index - 1], curve[index]
-  return float(steps[index - 1] + (above - level) / (above - below) * np.diff(steps)[index - 1])
+  index = above[-1]
+  part = (curve[index] - level) / (curve[index] - curve[index + 1])
+  return float(steps[index] + part * np.diff(steps)[index])
 
 
 def _task_to_json(one: TaskResult) -> dict[str, Any]:

@@ -12,8 +12,12 @@ import optax
 
 from learned_opt import devices
 from learned_opt._curves import as_array
+from learned_opt._statistics import count_as_infinite
 from learned_opt.base import InnerState, Optimizee
 from learned_opt.unroll import init_inner_state, inner_step, step_key
+
+# The part of the first loss at which a task counts as solved.
+_SOLVED = 0.01
 
 Make = Callable[[Any], optax.GradientTransformation]
 
@@ -27,6 +31,19 @@ def window_steps(num_steps: int, num_windows: int) -> np.ndarray:
   num_windows = min(num_windows, num_steps)
   length = num_steps // num_windows
   return np.append(0, num_steps - length * np.arange(num_windows)[::-1])
+
+
+def at_least_solved(curves: np.ndarray) -> np.ndarray:
+  """Losses ``[..., W + 1]``, of which those below a hundredth of the first count as that much.
+
+  A task is solved there: whether networks that know a small data set by heart have losses of 1e-4
+  or 1e-7 says little. What is not finite is infinite.
+
+  >>> at_least_solved(np.array([5.0, 1.0, 0.01, np.nan])).tolist()
+  [5.0, 1.0, 0.05, inf]
+  """
+  curves = count_as_infinite(curves)
+  return np.maximum(curves, _SOLVED * curves[..., :1])
 
 
 @jax.jit
