@@ -70,7 +70,7 @@ class TextDataset(NamedTuple):
   @property
   def num_characters(self) -> int:
     """V, how many different characters there are."""
-    return self.vocabulary.shape[0]
+    return int(np.size(self.vocabulary))
 
 
 @functools.partial(

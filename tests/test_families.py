@@ -47,6 +47,9 @@ def test_equal_structures_are_put_together_and_come_back_in_order():
   # Other functions, or other shapes, are another group.
   assert families(mlp(0), mlp(1, number=21)).indices == ((0,), (1,))
   assert families(optimizees.quadratic(2), optimizees.quadratic(3)).indices == ((0,), (1,))
+  # Wrappers leave equal structures equal.
+  scaled = [optimizees.random_scaling(mlp(seed), 6.9, per="problem") for seed in (0, 1)]
+  assert families(*map(optimizees.noisy_gradients, scaled)).indices == ((0, 1),)
 
 
 def test_each_member_has_a_key_of_its_own_wherever_it_stands(key):

@@ -11,6 +11,7 @@ import learned_opt
 from learned_opt import (
   _run_folder,
   artifacts,
+  benchmark_suite,
   benchmarks,
   comparisons,
   curriculum,
@@ -18,8 +19,9 @@ from learned_opt import (
   runs,
   search,
 )
-from learned_opt._arrays import Path
-from learned_opt.cli import _doctor, _inspection, _options, _report, _session
+from learned_opt._arrays import Path, atomic_write
+from learned_opt.benchmark_suite import suite_figure
+from learned_opt.cli import _doctor, _inspection, _options, _report, _session, _suite_report
 from learned_opt.cli._factories import FactoryConfig
 
 
@@ -318,6 +320,43 @@ def _setting(text: str) -> tuple[str, Any]:
   return name, tuple(read) if isinstance(read, list) else read
 
 
+def _benchmark(options: _options.BenchmarkOptions) -> int:
+  as_json = options.session.json
+  with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
+    name = _optimizer_name(options.name_or_path, artifacts.load_artifact(options.name_or_path))
+    if options.out is not None:
+      if options.plots:
+        runs.check_matplotlib()
+      config = {"name_or_path": options.name_or_path, "size": options.size}
+      _run_folder.make(options.out, {**config, "tasks": list(options.tasks)})
+    report = benchmark_suite.run(
+      options.name_or_path,
+      name=name,
+      size=options.size,
+      tasks=options.tasks or None,
+      data=benchmark_suite.Data(options.data_dir, options.manual_dir, options.text),
+      baselines=options.baselines,
+      on_progress=reporter.say,
+    )
+    if options.out is not None:
+      write_suite(report, options.out, plots=options.plots)
+  if as_json:
+    _print_json(report.to_json())
+    return 0
+  _suite_report.print_suite(report)
+  _report.print_files(_run_folder.contents(options.out) if options.out is not None else ())
+  return 0
+
+
+def write_suite(report: benchmark_suite.Report, out: pathlib.Path, *, plots: bool) -> None:
+  """Writes what the suite says of an optimizer into a folder."""
+  text = json.dumps(report.to_json(), allow_nan=False)
+  with atomic_write(out / _run_folder.EVALUATION) as file:
+    file.write(text.encode())
+  if plots and report.results:
+    suite_figure(report, out / _run_folder.LEARNING_CURVES)
+
+
 def _bench(options: _options.BenchOptions) -> int:
   one, session = options.benchmark, options.session
   with _report.Reporter() as reporter:
@@ -354,6 +393,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
   "list": _list,
   "info": _info,
   "convert": _convert,
+  "benchmark": _benchmark,
   "bench": _bench,
 }
 

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import (
@@ -16,7 +16,17 @@ from tyro.conf import (
   subcommand,
 )
 
-from learned_opt import artifacts, benchmarks, doctor, estimators, optimizees, optimizers, runs
+from learned_opt import (
+  artifacts,
+  benchmark_suite,
+  benchmarks,
+  datasets,
+  doctor,
+  estimators,
+  optimizees,
+  optimizers,
+  runs,
+)
 from learned_opt import evaluate as evaluation
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.cli._factories import (
@@ -150,6 +160,39 @@ class ConvertOptions:
   ] = ()
   overwrite: Annotated[bool, arg(help="replace the learned optimizer that is there.")] = False
   session: Annotated[Output, OmitArgPrefixes] = Output()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkOptions:
+  """The options of ``benchmark``."""
+
+  name_or_path: _NameOrPath
+  size: Annotated[
+    Literal[tuple(benchmark_suite.SIZES)],  # pyright: ignore[reportInvalidTypeForm]
+    arg(help="of the suite: how many steps and problems."),
+  ] = "cpu"
+  tasks: Annotated[
+    tuple[str, ...], arg(help=f"which of {', '.join(benchmark_suite.TASKS)}; by default all.")
+  ] = ()
+  baselines: Annotated[
+    pathlib.Path | None,
+    arg(
+      help="the folder of tuned baselines that python -m learned_opt.benchmark_suite has made; by "
+      "default those that are shipped."
+    ),
+  ] = None
+  data_dir: Annotated[pathlib.Path | None, arg(help=parameter_help(datasets.load)["data_dir"])] = (
+    None
+  )
+  manual_dir: Annotated[
+    pathlib.Path | None, arg(help=parameter_help(datasets.load)["manual_dir"])
+  ] = None
+  text: Annotated[pathlib.Path | None, arg(help="the file of tiny shakespeare.")] = None
+  out: Annotated[
+    pathlib.Path | None, arg(help="a folder for the result and its figure, which is made.")
+  ] = None
+  plots: Annotated[bool, arg(help="draw the figure in that folder, which needs matplotlib.")] = True
+  session: Annotated[Session, OmitArgPrefixes] = Session()
 
 
 _Rounds = Annotated[int, arg(help="repetitions of each, in turn with one another.")]
@@ -296,6 +339,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "list": ListOptions,
     "info": InfoOptions,
     "convert": ConvertOptions,
+    "benchmark": BenchmarkOptions,
     "bench": BenchOptions,
   }
   descriptions = {
@@ -306,6 +350,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "list": "Show the learned optimizers that are shipped with the library.",
     "info": "Show what a learned optimizer is, how it was made and how good it is.",
     "convert": "Save weights that others published as a learned optimizer of this library.",
+    "benchmark": "Judge a learned optimizer on the suite: many tasks, beside tuned baselines.",
     "bench": "Measure what meta-gradients, updates and the start of a process cost here.",
   }
   members = tuple(
