@@ -2,7 +2,8 @@
 
 Every estimator gets the same problems and the same number of inner steps: one sample is the mean of
 its estimates over an episode of `horizon` inner steps, which is an estimate of the gradient of the
-mean loss over the episode. It is compared with that gradient itself (`full_unroll`, second order).
+mean loss over the episode. It is compared with that gradient itself, by backpropagation through the
+whole episode: of second order if that can be told from its own noise, else of first order.
 """
 
 import functools
@@ -29,10 +30,20 @@ MakeEstimator = Callable[[int, int, int, float], MetaGradientEstimator]
 # Of the samples of the slowest estimator that is compared, what a recommendation may spend.
 _BUDGET = 100
 
+# The largest relative standard error of a full gradient to compare with.
+_MAX_ERROR = 0.5
 
-def _by_backprop(unroll_length: int, horizon: int, meta_batch_size: int, sigma: float):
+
+def _first_order(unroll_length: int, horizon: int, meta_batch_size: int, sigma: float):
   del sigma
   return estimators.truncated_backprop(unroll_length, horizon, meta_batch_size, meta_losses.mean)
+
+
+def _second_order(unroll_length: int, horizon: int, meta_batch_size: int, sigma: float):
+  del sigma
+  return estimators.truncated_backprop(
+    unroll_length, horizon, meta_batch_size, meta_losses.mean, second_order=True, remat=True
+  )
 
 
 def _by_particles(factory: Callable[..., MetaGradientEstimator]) -> MakeEstimator:
@@ -44,12 +55,15 @@ def _by_particles(factory: Callable[..., MetaGradientEstimator]) -> MakeEstimato
 
 # ``(unroll_length, horizon, meta_batch_size, sigma) -> estimator`` of the mean loss, in lock-step.
 METHODS: dict[str, MakeEstimator] = {
-  "truncated_backprop": _by_backprop,
+  "truncated_backprop": _first_order,
+  "second_order_backprop": _second_order,
   "truncated_es": _by_particles(estimators.truncated_es),
   "pes": _by_particles(estimators.pes),
   "es_single": _by_particles(estimators.es_single),
   "inverse_variance": _by_particles(estimators.inverse_variance),
 }
+# Through a whole episode they are the references, the better one first.
+_BACKPROP = ("second_order_backprop", "truncated_backprop")
 
 
 class Measurement(NamedTuple):
@@ -90,21 +104,25 @@ class Diagnosis(NamedTuple):
     horizon: inner steps of an episode.
     meta_batch_size: problems side by side in one estimate.
     num_samples: S.
+    reference: whose full gradient g is, a name in `METHODS`.
     full_gradient_norm: |g|.
+    full_gradient_error: the length of the standard error of g over |g|.
     measurements: of each estimator at each unroll length.
     nonfinite: the share and the first place of values that are not finite along the unroll.
-    overtaken_at: by estimator, the shortest unroll length at which backpropagation has the larger
-      variance; None if there is none.
+    overtaken_at: by estimator without derivatives, for each kind of backpropagation, the shortest
+      unroll length at which that has the larger variance; None if there is none.
     recommendation: what to use, and why.
   """
 
   horizon: int
   meta_batch_size: int
   num_samples: int
+  reference: str
   full_gradient_norm: float
+  full_gradient_error: float
   measurements: tuple[Measurement, ...]
   nonfinite: NonFinite
-  overtaken_at: dict[str, int | None]
+  overtaken_at: dict[str, dict[str, int | None]]
   recommendation: str
 
   def to_json(self) -> dict[str, Any]:
@@ -187,20 +205,25 @@ def examine(
     for name, make in chosen.items()
     for length in lengths
   }
-  full = estimators.full_unroll(
-    horizon, meta_batch_size, meta_losses.mean, second_order=True, remat=True
-  )
+  full = {
+    (name, horizon): METHODS[name](horizon, horizon, meta_batch_size, sigma) for name in _BACKPROP
+  }
+  taken = [name for name in _BACKPROP if chosen.get(name, METHODS[name]) is not METHODS[name]]
+  if taken:
+    raise ValueError(f"methods must not give other estimators the names {taken}")
   samplers: dict[tuple[str, int], Callable[..., Any]] = {}
-  for place, estimator in {("full gradient", horizon): full, **many}.items():
+  for place, estimator in {**full, **many}.items():
     report(f"compiling {place[0]}, unroll length {place[1]}")
     run = functools.partial(_episode, learned_optimizer, estimator, horizon // place[1])
     samplers[place] = jax.jit(run).lower(optimizee, meta_params, key).compile()
   report(f"{num_samples} episodes for each")
   samples = _take_turns(samplers, optimizee, meta_params, jax.random.split(key, num_samples))
-  reference = samples.pop(("full gradient", horizon))
+  errors = {name: _standard_error(samples[name, horizon]) for name in _BACKPROP}
+  trusted = [name for name in _BACKPROP if errors[name] <= _MAX_ERROR]
+  best = trusted[0] if trusted else min(errors, key=lambda name: _or_infinite(errors[name]))
+  reference = samples[best, horizon]
   measurements = tuple(
-    _measure(name, length, taken, reference, meta_batch_size)
-    for (name, length), taken in samples.items()
+    _measure(*place, samples[place], reference, meta_batch_size) for place in many
   )
   report("looking for values that are not finite")
   nonfinite = find_nonfinite(
@@ -215,11 +238,13 @@ def examine(
     horizon,
     meta_batch_size,
     num_samples,
+    best,
     float(np.linalg.norm(np.mean(reference.grads, axis=0))),
+    errors[best],
     measurements,
     nonfinite,
     _overtaken_at(measurements),
-    _recommend(measurements, nonfinite),
+    _recommend(measurements, nonfinite, errors[best]),
   )
 
 
@@ -283,6 +308,13 @@ def _take_turns(
   }
 
 
+def _standard_error(taken: _Samples) -> float:
+  """Of the mean, relative to it."""
+  spread = np.sum(np.var(taken.grads, axis=0, ddof=1)) / len(taken.grads)
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return float(np.sqrt(spread) / np.linalg.norm(np.mean(taken.grads, axis=0)))
+
+
 def _measure(
   name: str, unroll_length: int, taken: _Samples, reference: _Samples, meta_batch_size: int
 ) -> Measurement:
@@ -307,24 +339,33 @@ def _measure(
     )
 
 
-def _overtaken_at(measurements: Sequence[Measurement]) -> dict[str, int | None]:
-  by_backprop = {
-    one.unroll_length: one.variance for one in measurements if one.estimator == "truncated_backprop"
+def _overtaken_at(measurements: Sequence[Measurement]) -> dict[str, dict[str, int | None]]:
+  variances = {(one.estimator, one.unroll_length): one.variance for one in measurements}
+  names = dict.fromkeys(one.estimator for one in measurements)
+  lengths = sorted({one.unroll_length for one in measurements})
+
+  def first(backprop: str, other: str) -> int | None:
+    larger = (n for n in lengths if not variances[backprop, n] < variances[other, n])
+    return next(larger, None)
+
+  return {
+    other: {backprop: first(backprop, other) for backprop in _BACKPROP if backprop in names}
+    for other in names
+    if other not in (*_BACKPROP, "inverse_variance")
   }
-  found: dict[str, int | None] = {}
-  for one in sorted(measurements, key=lambda one: one.unroll_length):
-    if one.estimator in ("truncated_backprop", "inverse_variance") or not by_backprop:
-      continue
-    found.setdefault(one.estimator, None)
-    if found[one.estimator] is None and not by_backprop[one.unroll_length] < one.variance:
-      found[one.estimator] = one.unroll_length
-  return found
 
 
-def _recommend(measurements: Sequence[Measurement], nonfinite: NonFinite) -> str:
+def _recommend(
+  measurements: Sequence[Measurement], nonfinite: NonFinite, reference_error: float
+) -> str:
   """The least expected error of a mean over equal seconds, among those that drop no problem."""
   if nonfinite.share == 1:
     return f"none: no problem stays finite, beginning with {nonfinite.where}; mend that first"
+  if not reference_error <= _MAX_ERROR:
+    return (
+      "none: no full gradient can be told from its own noise (relative standard error "
+      f"{reference_error:.2g}); take more samples, more problems, or a shorter horizon"
+    )
   sound = [one for one in measurements if one.diverged == 0] or list(measurements)
   seconds = _BUDGET * max(one.seconds for one in sound)
   ranked = sorted(sound, key=lambda one: _or_infinite(one.expected_error(seconds)))
@@ -344,7 +385,7 @@ def _recommend(measurements: Sequence[Measurement], nonfinite: NonFinite) -> str
     words.append("those that dropped problems as not finite are left out")
   if nonfinite.share:
     words.append(
-      f"{nonfinite.share:.0%} of the problems have values that are not finite, first in "
+      f"{nonfinite.share:.0%} of the problems have values that are not finite, beginning with "
       f"{nonfinite.where}"
     )
   return "; ".join(words)
