@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import learned_opt
-from learned_opt import doctor, estimators, plots
+from learned_opt import _diagnosis, doctor, estimators, plots
 
 RATE = 0.3
 
@@ -120,11 +120,11 @@ def test_the_unroll_length_from_which_backpropagation_is_noisier_is_found():
   rows += [row("second_order_backprop", n, variance) for n, variance in ((5, 1), (10, 5), (20, 9))]
   rows += [row("truncated_backprop", n, 1.0) for n in (5, 10, 20)]
   expected = {"pes": {"second_order_backprop": 10, "truncated_backprop": None}}
-  assert doctor._overtaken_at(rows) == expected
+  assert _diagnosis.overtaken_at(rows) == expected
 
 
 def test_a_full_gradient_that_is_noise_is_no_reference(diagnosis):
-  found = doctor._recommend(diagnosis.measurements, doctor.NonFinite(0.0), 0.6)
+  found = _diagnosis.recommend(diagnosis.measurements, doctor.NonFinite(0.0), 0.6)
   assert found.startswith("none: no full gradient can be told from its own noise")
   # Second order is not trusted where it explodes.
   wild = doctor.examine(
@@ -250,11 +250,11 @@ def test_what_diverges_is_not_recommended():
   good = doctor.Measurement("pes", 5, 0.5, 0.1, 10.0, 0.5, 1.0, 0.0, 1.0)
   bad = doctor.Measurement("truncated_backprop", 5, 0.0, 0.1, 0.1, 1.0, 1.0, 0.25, 1.0)
   lost = bad._replace(estimator="full", variance=math.nan)
-  found = doctor._recommend([good, bad, lost], doctor.NonFinite(0.25, 2, "loss", "", 1), 0.1)
+  found = _diagnosis.recommend([good, bad, lost], doctor.NonFinite(0.25, 2, "loss", "", 1), 0.1)
   assert found.startswith("pes with unroll length 5")
   assert "left out" in found
   assert "25% of the problems" in found
-  none = doctor._recommend([good], doctor.NonFinite(1.0, 2, "loss", "", 1), 0.1)
+  none = _diagnosis.recommend([good], doctor.NonFinite(1.0, 2, "loss", "", 1), 0.1)
   assert none.startswith("none: no problem stays finite, beginning with the loss at inner step 2")
 
 
