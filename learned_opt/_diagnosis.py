@@ -140,7 +140,7 @@ def overtaken_at(measurements: Sequence[Measurement]) -> dict[str, dict[str, int
 
 
 def recommend(
-  measurements: Sequence[Measurement], nonfinite: NonFinite, reference_error: float
+  measurements: Sequence[Measurement], nonfinite: NonFinite, reference: str, reference_error: float
 ) -> str:
   """The least expected error of a mean over equal seconds, among those that drop no problem."""
   if nonfinite.share == 1:
@@ -164,6 +164,11 @@ def recommend(
     words.append(
       f"next is {others[0].estimator} with {others[0].unroll_length} "
       f"({_root(others[0], seconds):.2g})"
+    )
+  if reference != BACKPROP[0]:
+    words.append(
+      f"the full gradient is that of {reference}, which has no bias here by definition: "
+      f"{BACKPROP[0]} is too noisy to compare with"
     )
   if len(sound) < len(measurements):
     words.append("those that dropped problems as not finite are left out")

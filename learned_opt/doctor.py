@@ -182,7 +182,7 @@ def examine(
     measurements,
     nonfinite,
     overtaken_at(measurements),
-    recommend(measurements, nonfinite, errors[best]),
+    recommend(measurements, nonfinite, best, errors[best]),
   )
 
 

@@ -14,6 +14,7 @@ import learned_opt
 from learned_opt import _diagnosis, doctor, estimators, plots
 
 RATE = 0.3
+FULL = "second_order_backprop"
 
 
 def one_rate():
@@ -124,7 +125,9 @@ def test_the_unroll_length_from_which_backpropagation_is_noisier_is_found():
 
 
 def test_a_full_gradient_that_is_noise_is_no_reference(diagnosis):
-  found = _diagnosis.recommend(diagnosis.measurements, doctor.NonFinite(0.0), 0.6)
+  found = _diagnosis.recommend(
+    diagnosis.measurements, doctor.NonFinite(0.0), "truncated_backprop", 0.6
+  )
   assert found.startswith("none: no full gradient can be told from its own noise")
   # Second order is not trusted where it explodes.
   wild = doctor.examine(
@@ -140,6 +143,7 @@ def test_a_full_gradient_that_is_noise_is_no_reference(diagnosis):
   first, second = wild.measurements
   assert second.variance > 100 * first.variance
   assert wild.reference == "truncated_backprop"
+  assert "second_order_backprop is too noisy to compare with" in wild.recommendation
 
 
 def test_a_diagnosis_is_json(diagnosis):
@@ -250,11 +254,13 @@ def test_what_diverges_is_not_recommended():
   good = doctor.Measurement("pes", 5, 0.5, 0.1, 10.0, 0.5, 1.0, 0.0, 1.0)
   bad = doctor.Measurement("truncated_backprop", 5, 0.0, 0.1, 0.1, 1.0, 1.0, 0.25, 1.0)
   lost = bad._replace(estimator="full", variance=math.nan)
-  found = _diagnosis.recommend([good, bad, lost], doctor.NonFinite(0.25, 2, "loss", "", 1), 0.1)
+  found = _diagnosis.recommend(
+    [good, bad, lost], doctor.NonFinite(0.25, 2, "loss", "", 1), FULL, 0.1
+  )
   assert found.startswith("pes with unroll length 5")
   assert "left out" in found
   assert "25% of the problems" in found
-  none = _diagnosis.recommend([good], doctor.NonFinite(1.0, 2, "loss", "", 1), 0.1)
+  none = _diagnosis.recommend([good], doctor.NonFinite(1.0, 2, "loss", "", 1), FULL, 0.1)
   assert none.startswith("none: no problem stays finite, beginning with the loss at inner step 2")
 
 
