@@ -4,6 +4,7 @@ from learned_opt import comparisons as comparisons
 from learned_opt import curriculum as curriculum
 from learned_opt import datasets as datasets
 from learned_opt import devices as devices
+from learned_opt import doctor as doctor
 from learned_opt import estimators as estimators
 from learned_opt import families as families
 from learned_opt import inspect as inspect

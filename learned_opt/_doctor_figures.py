@@ -36,7 +36,8 @@ def doctor_figure(diagnosis: Diagnosis, path: Path, *, title: str | None = None)
     >>> from learned_opt.plots import doctor_figure
     >>> one = Measurement("pes", 10, 0.1, 0.2, 3.0, 0.5, 0.01, 0.0, 2.0)
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "diagnosis.png"
-    >>> doctor_figure(Diagnosis(10, 8, 16, 1.0, (one,), NonFinite(0.0), {}, "pes"), path)
+    >>> found = Diagnosis(10, 8, 16, "full", 1.0, 0.1, (one,), NonFinite(0.0), {}, "pes")
+    >>> doctor_figure(found, path)
     >>> path.read_bytes()[1:4]
     b'PNG'
   """

@@ -2,14 +2,14 @@
 
 Every estimator gets the same problems and the same number of inner steps: one sample is the mean of
 its estimates over an episode of `horizon` inner steps, which is an estimate of the gradient of the
-mean loss over the episode. It is compared with that gradient itself (`full_unroll`, second order).
+mean loss over the episode. It is compared with that gradient itself, by backpropagation through the
+whole episode: of second order if that can be told from its own noise, else of first order.
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
@@ -19,20 +19,35 @@ from jax.flatten_util import ravel_pytree
 
 from learned_opt import estimators, meta_losses
 from learned_opt._curves import check_is_optimizee, check_positive
+from learned_opt._diagnosis import (
+  BACKPROP,
+  MAX_ERROR,
+  Samples,
+  measure,
+  or_infinite,
+  overtaken_at,
+  recommend,
+  standard_error,
+)
+from learned_opt._diagnosis import Diagnosis as Diagnosis
+from learned_opt._diagnosis import Measurement as Measurement
 from learned_opt._nonfinite import NonFinite as NonFinite
 from learned_opt._nonfinite import find_nonfinite as find_nonfinite
-from learned_opt._results import as_json
 from learned_opt.base import LearnedOptimizer, MetaGradientEstimator, Optimizee
 
 MakeEstimator = Callable[[int, int, int, float], MetaGradientEstimator]
 
-# Of the samples of the slowest estimator that is compared, what a recommendation may spend.
-_BUDGET = 100
 
-
-def _by_backprop(unroll_length: int, horizon: int, meta_batch_size: int, sigma: float):
+def _first_order(unroll_length: int, horizon: int, meta_batch_size: int, sigma: float):
   del sigma
   return estimators.truncated_backprop(unroll_length, horizon, meta_batch_size, meta_losses.mean)
+
+
+def _second_order(unroll_length: int, horizon: int, meta_batch_size: int, sigma: float):
+  del sigma
+  return estimators.truncated_backprop(
+    unroll_length, horizon, meta_batch_size, meta_losses.mean, second_order=True, remat=True
+  )
 
 
 def _by_particles(factory: Callable[..., MetaGradientEstimator]) -> MakeEstimator:
@@ -44,72 +59,13 @@ def _by_particles(factory: Callable[..., MetaGradientEstimator]) -> MakeEstimato
 
 # ``(unroll_length, horizon, meta_batch_size, sigma) -> estimator`` of the mean loss, in lock-step.
 METHODS: dict[str, MakeEstimator] = {
-  "truncated_backprop": _by_backprop,
+  "truncated_backprop": _first_order,
+  "second_order_backprop": _second_order,
   "truncated_es": _by_particles(estimators.truncated_es),
   "pes": _by_particles(estimators.pes),
   "es_single": _by_particles(estimators.es_single),
   "inverse_variance": _by_particles(estimators.inverse_variance),
 }
-
-
-class Measurement(NamedTuple):
-  """One estimator at one unroll length, in S samples; g is the full gradient.
-
-  Attributes:
-    estimator: its name.
-    unroll_length: U.
-    bias: |E estimate - g| / |g|, with what the samples' noise adds to it taken off.
-    bias_error: the length of the standard error of E estimate - g over |g|: a smaller bias cannot
-      be seen.
-    variance: the trace of a sample's covariance over |g|^2.
-    cosine: the mean cosine of the angle between a sample and g.
-    seconds: wall-clock seconds of a sample, the median; all estimators took turns.
-    diverged: the share of problems that were dropped as not finite.
-    gradient_norm: the median norm of one estimate, over truncations and samples.
-  """
-
-  estimator: str
-  unroll_length: int
-  bias: float
-  bias_error: float
-  variance: float
-  cosine: float
-  seconds: float
-  diverged: float
-  gradient_norm: float
-
-  def expected_error(self, seconds: float) -> float:
-    """The squared error over |g|^2 of the mean of as many samples as fit into some seconds."""
-    return self.bias**2 + self.variance * self.seconds / seconds
-
-
-class Diagnosis(NamedTuple):
-  """What the doctor found.
-
-  Attributes:
-    horizon: inner steps of an episode.
-    meta_batch_size: problems side by side in one estimate.
-    num_samples: S.
-    full_gradient_norm: |g|.
-    measurements: of each estimator at each unroll length.
-    nonfinite: the share and the first place of values that are not finite along the unroll.
-    overtaken_at: by estimator, the shortest unroll length at which backpropagation has the larger
-      variance; None if there is none.
-    recommendation: what to use, and why.
-  """
-
-  horizon: int
-  meta_batch_size: int
-  num_samples: int
-  full_gradient_norm: float
-  measurements: tuple[Measurement, ...]
-  nonfinite: NonFinite
-  overtaken_at: dict[str, int | None]
-  recommendation: str
-
-  def to_json(self) -> dict[str, Any]:
-    """JSON values by the names of the fields; numbers that are not finite are None."""
-    return as_json(self)
 
 
 def examine(
@@ -187,20 +143,25 @@ def examine(
     for name, make in chosen.items()
     for length in lengths
   }
-  full = estimators.full_unroll(
-    horizon, meta_batch_size, meta_losses.mean, second_order=True, remat=True
-  )
+  full = {
+    (name, horizon): METHODS[name](horizon, horizon, meta_batch_size, sigma) for name in BACKPROP
+  }
+  taken = [name for name in BACKPROP if chosen.get(name, METHODS[name]) is not METHODS[name]]
+  if taken:
+    raise ValueError(f"methods must not give other estimators the names {taken}")
   samplers: dict[tuple[str, int], Callable[..., Any]] = {}
-  for place, estimator in {("full gradient", horizon): full, **many}.items():
+  for place, estimator in {**full, **many}.items():
     report(f"compiling {place[0]}, unroll length {place[1]}")
     run = functools.partial(_episode, learned_optimizer, estimator, horizon // place[1])
     samplers[place] = jax.jit(run).lower(optimizee, meta_params, key).compile()
   report(f"{num_samples} episodes for each")
   samples = _take_turns(samplers, optimizee, meta_params, jax.random.split(key, num_samples))
-  reference = samples.pop(("full gradient", horizon))
+  errors = {name: standard_error(samples[name, horizon]) for name in BACKPROP}
+  trusted = [name for name in BACKPROP if errors[name] <= MAX_ERROR]
+  best = trusted[0] if trusted else min(errors, key=lambda name: or_infinite(errors[name]))
+  reference = samples[best, horizon]
   measurements = tuple(
-    _measure(name, length, taken, reference, meta_batch_size)
-    for (name, length), taken in samples.items()
+    measure(*place, samples[place], reference, meta_batch_size) for place in many
   )
   report("looking for values that are not finite")
   nonfinite = find_nonfinite(
@@ -215,21 +176,14 @@ def examine(
     horizon,
     meta_batch_size,
     num_samples,
+    best,
     float(np.linalg.norm(np.mean(reference.grads, axis=0))),
+    errors[best],
     measurements,
     nonfinite,
-    _overtaken_at(measurements),
-    _recommend(measurements, nonfinite),
+    overtaken_at(measurements),
+    recommend(measurements, nonfinite, best, errors[best]),
   )
-
-
-class _Samples(NamedTuple):
-  """S episodes: ``[S, P]`` gradients, ``[S]`` dropped problems, norms and seconds."""
-
-  grads: np.ndarray
-  num_diverged: np.ndarray
-  norms: np.ndarray
-  seconds: np.ndarray
 
 
 def _find_methods(methods: Sequence[str] | Mapping[str, MakeEstimator]) -> dict[str, MakeEstimator]:
@@ -269,7 +223,7 @@ def _take_turns(
   optimizee: Optimizee,
   meta_params: chex.ArrayTree,
   keys: chex.PRNGKey,
-) -> dict[tuple[str, int], _Samples]:
+) -> dict[tuple[str, int], Samples]:
   """Episode by episode, so that a machine that slows down for a moment does so for all."""
   taken: dict[tuple[str, int], list[tuple[Any, ...]]] = {place: [] for place in samplers}
   for key in keys:
@@ -278,81 +232,6 @@ def _take_turns(
       said = jax.device_get(sampler(optimizee, meta_params, key))
       taken[place].append((*said, time.perf_counter() - start))
   return {
-    place: _Samples(*(np.asarray(field, np.float64) for field in zip(*rows, strict=True)))
+    place: Samples(*(np.asarray(field, np.float64) for field in zip(*rows, strict=True)))
     for place, rows in taken.items()
   }
-
-
-def _measure(
-  name: str, unroll_length: int, taken: _Samples, reference: _Samples, meta_batch_size: int
-) -> Measurement:
-  full = np.mean(reference.grads, axis=0)
-  scale, number = np.linalg.norm(full), len(taken.grads)
-  # The same problems in both, whose differences cancel.
-  errors = taken.grads - reference.grads
-  error, spread = np.mean(errors, axis=0), np.var(errors, axis=0, ddof=1) / number
-  squared = np.sum(error**2) - np.sum(spread)
-  with np.errstate(divide="ignore", invalid="ignore"):
-    norms = np.linalg.norm(taken.grads, axis=1)
-    return Measurement(
-      estimator=name,
-      unroll_length=unroll_length,
-      bias=float(np.sqrt(np.maximum(squared, 0.0)) / scale),
-      bias_error=float(np.sqrt(np.sum(spread)) / scale),
-      variance=float(np.sum(np.var(taken.grads, axis=0, ddof=1)) / scale**2),
-      cosine=float(np.mean(taken.grads @ full / (norms * scale))),
-      seconds=float(np.median(taken.seconds)),
-      diverged=float(np.mean(taken.num_diverged) / meta_batch_size),
-      gradient_norm=float(np.median(taken.norms)),
-    )
-
-
-def _overtaken_at(measurements: Sequence[Measurement]) -> dict[str, int | None]:
-  by_backprop = {
-    one.unroll_length: one.variance for one in measurements if one.estimator == "truncated_backprop"
-  }
-  found: dict[str, int | None] = {}
-  for one in sorted(measurements, key=lambda one: one.unroll_length):
-    if one.estimator in ("truncated_backprop", "inverse_variance") or not by_backprop:
-      continue
-    found.setdefault(one.estimator, None)
-    if found[one.estimator] is None and not by_backprop[one.unroll_length] < one.variance:
-      found[one.estimator] = one.unroll_length
-  return found
-
-
-def _recommend(measurements: Sequence[Measurement], nonfinite: NonFinite) -> str:
-  """The least expected error of a mean over equal seconds, among those that drop no problem."""
-  if nonfinite.share == 1:
-    return f"none: no problem stays finite, beginning with {nonfinite.where}; mend that first"
-  sound = [one for one in measurements if one.diverged == 0] or list(measurements)
-  seconds = _BUDGET * max(one.seconds for one in sound)
-  ranked = sorted(sound, key=lambda one: _or_infinite(one.expected_error(seconds)))
-  best, words = ranked[0], []
-  words.append(
-    f"{best.estimator} with unroll length {best.unroll_length}: in {seconds:.3g} seconds its mean "
-    f"comes nearest to the full gradient (relative error {_root(best, seconds):.2g}: bias "
-    f"{best.bias:.2g}, variance of a sample {best.variance:.2g}, {best.seconds:.2g} s each)"
-  )
-  others = [one for one in ranked if one.estimator != best.estimator]
-  if others:
-    words.append(
-      f"next is {others[0].estimator} with {others[0].unroll_length} "
-      f"({_root(others[0], seconds):.2g})"
-    )
-  if len(sound) < len(measurements):
-    words.append("those that dropped problems as not finite are left out")
-  if nonfinite.share:
-    words.append(
-      f"{nonfinite.share:.0%} of the problems have values that are not finite, first in "
-      f"{nonfinite.where}"
-    )
-  return "; ".join(words)
-
-
-def _root(one: Measurement, seconds: float) -> float:
-  return math.sqrt(one.expected_error(seconds))
-
-
-def _or_infinite(number: float) -> float:
-  return number if math.isfinite(number) else math.inf

@@ -11,9 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 import learned_opt
-from learned_opt import doctor, estimators, plots
+from learned_opt import _diagnosis, doctor, estimators, plots
 
 RATE = 0.3
+FULL = "second_order_backprop"
 
 
 def one_rate():
@@ -27,6 +28,13 @@ def valleys():
   return learned_opt.Optimizee(
     lambda key, data: (jnp.float32(1.5), jax.random.uniform(key, (), minval=0.4, maxval=0.8)),
     lambda x, tilt, data, key: jnp.logaddexp(0.0, 2 * x) - tilt * x,
+  )
+
+
+def rugged():
+  """Steps go back and forth over a valley that is steeper than they can take, and with ripples."""
+  return learned_opt.Optimizee.from_functions(
+    lambda key: 1.0 + jax.random.uniform(key), lambda x, key: 0.5 * x**2 + 2 * jnp.sin(2 * x)
   )
 
 
@@ -95,8 +103,9 @@ def test_truncation_is_a_bias_and_the_first_order_rule_another(diagnosis):
 
 
 def test_the_recommendation_weighs_bias_variance_and_time(diagnosis):
-  overtaken = diagnosis.overtaken_at
-  assert overtaken == {"half": None if _small(diagnosis, "half") else 2, "noisy": None}
+  assert diagnosis.overtaken_at["noisy"] == {"truncated_backprop": None}
+  assert diagnosis.reference == "second_order_backprop"
+  assert diagnosis.full_gradient_error < 0.5
   seconds = 100 * max(one.seconds for one in diagnosis.measurements)
   best = min(diagnosis.measurements, key=lambda one: one.expected_error(seconds))
   start = f"{best.estimator} with unroll length {best.unroll_length}"
@@ -104,10 +113,37 @@ def test_the_recommendation_weighs_bias_variance_and_time(diagnosis):
   assert "next is" in diagnosis.recommendation
 
 
-def _small(diagnosis, name):
-  lengths = (2, 6)
-  pairs = [(of(diagnosis, "truncated_backprop", n), of(diagnosis, name, n)) for n in lengths]
-  return all(backprop.variance < other.variance for backprop, other in pairs)
+def test_the_unroll_length_from_which_backpropagation_is_noisier_is_found():
+  def row(name, length, variance):
+    return doctor.Measurement(name, length, 0.0, 0.1, variance, 0.5, 1.0, 0.0, 1.0)
+
+  rows = [row("pes", n, 4.0) for n in (5, 10, 20)]
+  rows += [row("second_order_backprop", n, variance) for n, variance in ((5, 1), (10, 5), (20, 9))]
+  rows += [row("truncated_backprop", n, 1.0) for n in (5, 10, 20)]
+  expected = {"pes": {"second_order_backprop": 10, "truncated_backprop": None}}
+  assert _diagnosis.overtaken_at(rows) == expected
+
+
+def test_a_full_gradient_that_is_noise_is_no_reference(diagnosis):
+  found = _diagnosis.recommend(
+    diagnosis.measurements, doctor.NonFinite(0.0), "truncated_backprop", 0.6
+  )
+  assert found.startswith("none: no full gradient can be told from its own noise")
+  # Second order is not trusted where it explodes.
+  wild = doctor.examine(
+    rugged(),
+    one_rate(),
+    {"rate": jnp.asarray(1.0)},
+    unroll_lengths=[40],
+    methods=["truncated_backprop", "second_order_backprop"],
+    meta_batch_size=2,
+    num_samples=8,
+    key=jax.random.key(0),
+  )
+  first, second = wild.measurements
+  assert second.variance > 100 * first.variance
+  assert wild.reference == "truncated_backprop"
+  assert "second_order_backprop is too noisy to compare with" in wild.recommendation
 
 
 def test_a_diagnosis_is_json(diagnosis):
@@ -218,11 +254,13 @@ def test_what_diverges_is_not_recommended():
   good = doctor.Measurement("pes", 5, 0.5, 0.1, 10.0, 0.5, 1.0, 0.0, 1.0)
   bad = doctor.Measurement("truncated_backprop", 5, 0.0, 0.1, 0.1, 1.0, 1.0, 0.25, 1.0)
   lost = bad._replace(estimator="full", variance=math.nan)
-  found = doctor._recommend([good, bad, lost], doctor.NonFinite(0.25, 2, "loss", "", 1))
+  found = _diagnosis.recommend(
+    [good, bad, lost], doctor.NonFinite(0.25, 2, "loss", "", 1), FULL, 0.1
+  )
   assert found.startswith("pes with unroll length 5")
   assert "left out" in found
   assert "25% of the problems" in found
-  none = doctor._recommend([good], doctor.NonFinite(1.0, 2, "loss", "", 1))
+  none = _diagnosis.recommend([good], doctor.NonFinite(1.0, 2, "loss", "", 1), FULL, 0.1)
   assert none.startswith("none: no problem stays finite, beginning with the loss at inner step 2")
 
 

@@ -66,12 +66,14 @@ def print_diagnosis(diagnosis: doctor.Diagnosis) -> None:
   ]
   title = (
     f"{diagnosis.num_samples} episodes of {diagnosis.horizon:,} steps, {diagnosis.meta_batch_size} "
-    f"problems each; bias and variance relative to |g| = {diagnosis.full_gradient_norm:.3g}"
+    f"problems each; bias and variance relative to |g| = {diagnosis.full_gradient_norm:.3g} "
+    f"\u00b1 {diagnosis.full_gradient_error:.0%} of {diagnosis.reference} through the whole episode"
   )
   _report.print_rows(title, rows)
-  for name, length in diagnosis.overtaken_at.items():
-    where = "at no unroll length here" if length is None else f"from unroll length {length} on"
-    print(f"backpropagation has a larger variance than {name} {where}")
+  for name, by_backprop in diagnosis.overtaken_at.items():
+    for backprop, length in by_backprop.items():
+      where = "at no unroll length here" if length is None else f"from unroll length {length} on"
+      print(f"the variance of {backprop} is above that of {name} {where}")
   share, where = diagnosis.nonfinite.share, diagnosis.nonfinite.where
   if share:
     print(f"{share:.0%} of the problems have values that are not finite; the first is {where}")

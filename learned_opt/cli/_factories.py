@@ -300,11 +300,11 @@ def _is_union_of_dataclasses(hint: Any) -> bool:
 
 
 def _plain_part(hint: Any) -> Any:
-  """Of alternatives, those that can be typed."""
+  """Of alternatives, those that can be typed, if there is more to type than None."""
   if not isinstance(hint, types.UnionType):
     return hint
   plain = [member for member in typing.get_args(hint) if _is_plain(member)]
-  return typing.Union[tuple(plain)] if plain else hint  # noqa: UP007
+  return typing.Union[tuple(plain)] if set(plain) - {type(None)} else hint  # noqa: UP007
 
 
 def _is_plain(hint: Any) -> bool:
