@@ -209,7 +209,8 @@ tensorwise = functools.partial(
 OPTIMIZERS = {
   "adafac_mlp": tensorwise(optimizers.adafac_mlp, num_meta_params=197),
   "celo2": tensorwise(
-    lambda: optimizers.celo2(weight_decay=0.1), num_meta_params=30 * 8 + 8 + 8 * 8 + 8 + 8 + 1
+    lambda: optimizers.celo2(weight_decay=0.1, newton_schulz=False, num_layers=1, hidden_size=3),
+    num_meta_params=(30 + 1) * 3 + (3 + 1),
   ),
   "learned_sgd": OptimizerCase(
     optimizers.learned_sgd, num_meta_params=1, has_state=False, random_init=False, bounded=False
