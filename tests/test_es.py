@@ -466,7 +466,7 @@ def test_meta_losses_leave_out_what_does_not_count(name):
     ({"meta_loss": lambda f, steps: jnp.sum(f)}, TypeError, "must take the keyword `where`"),
     ({"meta_loss": lambda f, steps, where=None: jnp.sum(f)}, ValueError, "leave out the losses"),
   ],
-  ids=str,
+  ids=lambda value: getattr(value, "__name__", None),
 )
 def test_pes_refuses(options, error, message):
   with pytest.raises(error, match=message):
