@@ -1,0 +1,149 @@
+"""Functions of one tensor, applied to all tensors of a tree."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from learned_opt import _coordinates
+from learned_opt.base import check_params
+
+
+class TensorwiseState(NamedTuple):
+  """State of an optimizer that treats each tensor as such.
+
+  Attributes:
+    step: int32 scalar, the number of updates so far.
+    tensors: the params' tree, with what is kept of a tensor in its place, such as its running
+      averages.
+  """
+
+  step: jax.Array
+  tensors: Any
+
+
+# (shared, inputs, state) -> (outputs, state), for one tensor.
+TensorFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+def map_tensors(
+  function: TensorFunction, shared: chex.ArrayTree, inputs: Sequence[Any], states: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+  """Applies a function to each tensor; those of equal shapes and dtypes are compiled once.
+
+  Args:
+    function: ``(shared, inputs, state) -> (outputs, state)`` for one tensor; all are pytrees.
+    shared: what all tensors have in common, such as weights and the step.
+    inputs: for each tensor, for example its gradient and its parameters.
+    states: for each tensor; what comes back has the same structure, shapes and dtypes.
+
+  Returns:
+    The outputs and the states, in the order of the inputs.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt.optimizers._tensors import map_tensors
+    >>> def add(shared, x, total):
+    ...   return shared * jnp.max(x), total + x
+    >>> xs = [jnp.arange(2.0), jnp.ones(3), -jnp.ones(2)]
+    >>> maxima, _ = map_tensors(add, 2.0, xs, xs)
+    >>> [float(maximum) for maximum in maxima]
+    [2.0, 2.0, -2.0]
+  """
+  outputs: list[Any] = [None] * len(inputs)
+  new_states: list[Any] = [None] * len(inputs)
+  for indices in _groups(list(zip(inputs, states, strict=True))):
+    stacked = [_stack([trees[i] for i in indices]) for trees in (inputs, states)]
+    results = jax.vmap(function, in_axes=(None, 0, 0))(shared, *stacked)
+    for position, i in enumerate(indices):
+      outputs[i], new_states[i] = jax.tree.map(lambda leaf, at=position: leaf[at], results)
+  return outputs, new_states
+
+
+def init_tree(init: Callable[[tuple[int, ...]], Any], params: chex.ArrayTree) -> Any:
+  """The params' tree, with ``init(shape)`` in place of each tensor; a scalar's shape is (1,)."""
+  check_params(params)
+  return jax.tree.map(lambda leaf: init(jnp.shape(leaf) or (1,)), params)
+
+
+def update_tree(
+  function: TensorFunction,
+  shared: chex.ArrayTree,
+  grads: chex.ArrayTree,
+  params: chex.ArrayTree | None,
+  states: chex.ArrayTree,
+  shape_of_state: Callable[[Any], tuple[int, ...]],
+  *,
+  dtype: np.dtype,
+  name: str,
+  extras: Sequence[Any] | None = None,
+) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+  """One update of a tree by a function of one tensor that reads its parameters.
+
+  Args:
+    function: ``(shared, (grad, param), state) -> (update, state)``, or ``(grad, param, extra)``;
+      the first two are of the given dtype and of rank one at least. So is the update, which is
+      added.
+    shared: see `map_tensors`.
+    grads: any pytree.
+    params: the same, of the dtypes that the updates are to have.
+    states: of `init_tree`.
+    shape_of_state: the shape of the tensor that a state was made for.
+    dtype: in which to compute.
+    name: of the optimizer, for errors.
+    extras: one pytree a tensor, in the order of the tree's leaves, for what differs between them.
+
+  Returns:
+    The updates and the states.
+
+  Raises:
+    TypeError: if a gradient is not real floating point.
+    ValueError: if there are no params, or the trees or the state do not agree.
+  """
+  _coordinates.check_gradients(grads, params)
+  if params is None and jax.tree.leaves(grads):
+    raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
+  leaves, treedef = jax.tree.flatten(grads)
+  # Where there are no leaves, neither the params nor the states have any.
+  tensors = list(zip(leaves, jax.tree.leaves(params), strict=True))
+  parts = treedef.flatten_up_to(states)
+  shapes = [shape_of_state(state) for state in parts]
+  if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
+    found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
+    raise ValueError(
+      f"updates have {found} coordinates, but the optimizer's state was made for {int(expected)}, "
+      "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
+    )
+  inputs = tensors if extras is None else [(*t, e) for t, e in zip(tensors, extras, strict=True)]
+
+  def one(shared, inputs, state):
+    grad, param, *extra = inputs
+    shape = grad.shape or (1,)
+    update, state = function(
+      shared, (grad.reshape(shape).astype(dtype), param.reshape(shape).astype(dtype), *extra), state
+    )
+    return update.reshape(grad.shape).astype(param.dtype), state
+
+  updates, new = [jnp.zeros_like(param) for _, param in tensors], list(parts)
+  filled = [i for i, leaf in enumerate(leaves) if leaf.size]
+  results = map_tensors(one, shared, [inputs[i] for i in filled], [parts[i] for i in filled])
+  for i, update, state in zip(filled, *results, strict=True):
+    updates[i], new[i] = update, state
+  return treedef.unflatten(updates), treedef.unflatten(new)
+
+
+def _groups(trees: Sequence[Any]) -> list[list[int]]:
+  """The indices of equal structures, shapes and dtypes, in the order of their first."""
+  groups: dict[Any, list[int]] = {}
+  for index, tree in enumerate(trees):
+    leaves, structure = jax.tree.flatten(tree)
+    key = structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    groups.setdefault(key, []).append(index)
+  return list(groups.values())
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

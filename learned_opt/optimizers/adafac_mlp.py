@@ -1,0 +1,120 @@
+"""The per-parameter MLP on Adafactor's statistics of Metz et al. (2022), also called small_fc."""
+
+import functools
+
+import chex
+import jax.numpy as jnp
+import optax
+from flax.core import FrozenDict
+
+from learned_opt.base import LearnedOptimizer
+from learned_opt.optimizers import _features
+from learned_opt.optimizers._mlp import apply_mlp, check_mlp_options, init_mlp
+from learned_opt.optimizers._tensors import TensorwiseState, init_tree, update_tree
+
+_NUM_FEATURES = 28
+_MAX_GRADIENT = 1e6
+
+
+def adafac_mlp(
+  num_layers: int = 2,
+  hidden_size: int = 4,
+  exp_scale: float = 1e-3,
+  output_scale: float = 1e-3,
+) -> LearnedOptimizer:
+  """The per-parameter MLP on Adafactor's statistics, also called small_fc: 197 meta-params.
+
+  The network sees 28 numbers of each coordinate, each divided by its root mean square over the
+  tensor: the gradient, the parameter, three momenta, an average of squares, and what Adam and
+  Adafactor make of them; and 11 numbers that tell the time. Of its outputs d and s,
+
+      update = -output_scale d exp(exp_scale s).
+
+  The decays of the averages are learned, too. Gradients are clipped to +-1e6, so that their fourth
+  powers are finite; the published form is not.
+
+  Source: Metz et al. (2022), "Practical tradeoffs between memory, compute, and performance in
+  learned optimizers"; the constants are those of its released code.
+
+  Args:
+    num_layers: hidden layers.
+    hidden_size: units of each.
+    exp_scale: factor of the output in the exponent.
+    output_scale: factor of the update.
+
+  Returns:
+    The architecture. Its transformations read the params. They keep four arrays of the size of the
+    params, and few smaller ones, in the dtype of the meta-params, and compute in it.
+
+  Raises:
+    ValueError: if a size is not positive or a factor is not finite.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from learned_opt import optimizers
+    >>> architecture = optimizers.adafac_mlp()
+    >>> meta_params = architecture.init(jax.random.key(0))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(meta_params))
+    197
+    >>> tx = architecture.optimizer(meta_params)
+    >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+    >>> updates["w"].shape, state.tensors["w"].momenta.shape
+    ((3, 2), (3, 3, 2))
+  """
+  check_mlp_options(num_layers, hidden_size, exp_scale=exp_scale, output_scale=output_scale)
+  return _adafac_mlp(num_layers, hidden_size, float(exp_scale), float(output_scale))
+
+
+# Equal arguments give the same object, however they are passed: no second compilation for it.
+@functools.cache
+def _adafac_mlp(
+  num_layers: int, hidden_size: int, exp_scale: float, output_scale: float
+) -> LearnedOptimizer:
+  def init(key: chex.PRNGKey) -> chex.ArrayTree:
+    num_inputs = _NUM_FEATURES + len(_features.TIME_SCALES)
+    network = init_mlp(key, num_inputs, num_layers * (hidden_size,), 2)
+    return {"decays": _features.init_offsets(), "network": network}
+
+  def update_tensor(shared, inputs, accumulators):
+    (network, decays, time), (grad, param) = shared, inputs
+    grad = jnp.clip(grad, -_MAX_GRADIENT, _MAX_GRADIENT)
+    accumulators = _features.update_accumulators(decays, grad, accumulators)
+    groups = _features.feature_groups(_features.ADAFAC_GROUPS, grad, param, accumulators)
+    direction, magnitude = apply_mlp(network, groups, _features.normalizers(groups), time)
+    return -output_scale * direction * jnp.exp(exp_scale * magnitude), accumulators
+
+  def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
+    decays = _features.decays_of(meta_params["decays"])
+    dtype = decays.momenta.dtype
+
+    def init_fn(params):
+      def one(shape):
+        return _features.init_accumulators(shape, decays, dtype)
+
+      return TensorwiseState(jnp.zeros((), jnp.int32), init_tree(one, params))
+
+    def update_fn(updates, state: TensorwiseState, params=None, **extra_args):
+      del extra_args
+      shared = meta_params["network"], decays, _features.time_features(state.step, dtype)
+      updates, tensors = update_tree(
+        update_tensor,
+        shared,
+        updates,
+        params,
+        state.tensors,
+        lambda accumulators: accumulators.momenta.shape[1:],
+        dtype=dtype,
+        name="adafac_mlp",
+      )
+      return updates, TensorwiseState(state.step + 1, tensors)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+  config = FrozenDict(
+    num_layers=num_layers,
+    hidden_size=hidden_size,
+    exp_scale=exp_scale,
+    output_scale=output_scale,
+  )
+  return LearnedOptimizer(init, optimizer, "adafac_mlp", config)
