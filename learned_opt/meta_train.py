@@ -275,7 +275,7 @@ def _final_losses(optimizee, meta_params, key, *, learned_optimizer, num_problem
 
   def final_loss(key: chex.PRNGKey) -> jax.Array:
     state = init_inner_state(optimizee, tx, key)
-    return unroll(optimizee, tx, state, num_steps)[1].losses[-1]
+    return unroll(optimizee, tx, state, num_steps, horizon=num_steps)[1].losses[-1]
 
   keys = devices.share(jax.random.split(key, num_problems))
   return jnp.mean(jax.vmap(final_loss)(keys))

@@ -116,18 +116,22 @@ def inner_step(
   tx: optax.GradientTransformation,
   state: InnerState,
   *,
+  horizon: chex.Numeric | None = None,
   second_order: bool = False,
   single_gradient: bool = False,
 ) -> tuple[InnerState, jax.Array]:
   """Applies one update to one problem.
 
   `tx.update` is given ``value``, ``grad`` and ``value_fn`` (the loss on the same minibatch) as
-  extra keywords; by optax's contract a transformation ignores those that it does not know.
+  extra keywords, and the horizon as ``num_steps`` if there is one; by optax's contract a
+  transformation ignores those that it does not know.
 
   Args:
     optimizee: the distribution of problems.
     tx: the bound transformation.
     state: the problem at step t.
+    horizon: the number of updates that the problem is going to see, an integer scalar, for
+      optimizers that plan ahead; None if nobody knows.
     second_order: whether to differentiate through the optimizee's gradient. The default is the
       paper's first-order rule: the derivative of grad_t with respect to phi is taken to be zero.
     single_gradient: whether reverse mode takes the derivative of the returned loss to be that
@@ -161,8 +165,9 @@ def inner_step(
     grads, value = jax.lax.stop_gradient((grads, loss))
   if single_gradient:
     loss = with_gradient(value, state.params, grads)
+  planned = {} if horizon is None else {"num_steps": horizon}
   updates, opt_state = optax.with_extra_args_support(tx).update(
-    grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn
+    grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn, **planned
   )
   params = optax.apply_updates(state.params, updates)
   return state._replace(params=params, opt_state=opt_state, step=state.step + 1), loss
@@ -174,6 +179,7 @@ def unroll(
   state: InnerState,
   num_steps: int,
   *,
+  horizon: chex.Numeric | None = None,
   second_order: bool = False,
   single_gradient: bool = False,
   remat: bool = False,
@@ -188,6 +194,7 @@ def unroll(
     tx: the bound transformation.
     state: the problem at step s.
     num_steps: U, the number of updates.
+    horizon: see `inner_step`: what the optimizer is told, of which the unroll may be a part.
     second_order: see `inner_step`.
     single_gradient: see `inner_step`; holds for the outer losses, too.
     remat: whether the backward pass recomputes each inner step instead of keeping its
@@ -212,7 +219,12 @@ def unroll(
   if second_order and single_gradient:
     raise ValueError("single_gradient is first order: it cannot go with second_order")
   step = functools.partial(
-    inner_step, optimizee, tx, second_order=second_order, single_gradient=single_gradient
+    inner_step,
+    optimizee,
+    tx,
+    horizon=horizon,
+    second_order=second_order,
+    single_gradient=single_gradient,
   )
 
   def evaluate(loss_fn: LossFn, state: InnerState, key: chex.PRNGKey) -> jax.Array:
