@@ -4,6 +4,7 @@ from learned_opt.optimizers._preprocessing import Identity as Identity
 from learned_opt.optimizers._preprocessing import LogAndSign as LogAndSign
 from learned_opt.optimizers._preprocessing import Scale as Scale
 from learned_opt.optimizers.adafac_mlp import adafac_mlp as adafac_mlp
+from learned_opt.optimizers.celo import celo as celo
 from learned_opt.optimizers.hierarchical_rnn import hierarchical_rnn as hierarchical_rnn
 from learned_opt.optimizers.lstm import lstm as lstm
 from learned_opt.optimizers.lstm import lstm_pair as lstm_pair
@@ -13,4 +14,13 @@ from learned_opt.optimizers.ntm import ntm_lbfgs as ntm_lbfgs
 from learned_opt.optimizers.rnnprop import rnnprop as rnnprop
 
 # The architectures that a saved optimizer or a command can name.
-ARCHITECTURES = (lstm, lstm_gac, lstm_pair, ntm_bfgs, ntm_lbfgs, rnnprop, adafac_mlp, hierarchical_rnn)
+ARCHITECTURES = (
+  lstm,
+  lstm_gac,
+  lstm_pair,
+  ntm_bfgs,
+  ntm_lbfgs,
+  rnnprop,
+  adafac_mlp,
+  hierarchical_rnn,
+)

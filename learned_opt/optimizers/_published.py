@@ -7,6 +7,7 @@ arrays, as `flatten_tree` makes it of nested dictionaries.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 Tree = Mapping[str, np.ndarray]
@@ -39,6 +40,46 @@ def adafac_mlp(tree: Tree) -> dict[str, Any]:
   }
 
 
+def celo(tree: Tree) -> dict[str, Any]:
+  """Of ``Celo`` with one network."""
+  stack = _network_stack(tree)
+  if any(leaf.shape[0] != 1 for leaf in jax.tree.leaves(stack)):
+    raise ValueError("Celo with a bank of several networks is not supported, only with one")
+  return {"network": jax.tree.map(lambda leaf: leaf[0], stack), "scheduler": _scheduler(tree)}
+
+
+def celo_adam(tree: Tree) -> dict[str, Any]:
+  """Of ``Celo`` with the update rule of Adam."""
+  return {"scheduler": _scheduler(tree)}
+
+
+def velo(tree: Tree) -> dict[str, Any]:
+  """Of ``HyperV2``."""
+  controls = {"controls": _linear(tree, "rnn_params|rnn_to_controls")}
+  return {"bank": _network_stack(tree), "scheduler": {**_scheduler(tree), **controls}}
+
+
+def _scheduler(tree: Tree) -> dict[str, Any]:
+  # Of three layers before the LSTM the first has no effect.
+  parts = {"mix": "linear_1", "input": "linear_2", "lstm": "rnn/linear", "rate": "step_size"}
+  weights = {ours: _linear(tree, f"rnn_params|{theirs}") for ours, theirs in parts.items()}
+  start = {"c": tree["lstm_init_state|cell"][0], "h": tree["lstm_init_state|hidden"][0]}
+  return {"start": start, **weights}
+
+
+def _linear(tree: Tree, name: str) -> dict[str, np.ndarray]:
+  return {"kernel": tree[f"{name}|w"], "bias": tree[f"{name}|b"]}
+
+
+def _network_stack(tree: Tree) -> dict[str, dict[str, np.ndarray]]:
+  """The networks, which have one kernel a group of features in their first layer."""
+  parts, stem = [], "ff_mod_stack|~|"
+  while f"{stem}w0__{len(parts)}" in tree:
+    parts.append(tree[f"{stem}w0__{len(parts)}"])
+  whole = {**tree, f"{stem}w0": np.concatenate(parts, axis=-2)}
+  return _layers(whole, stem + "w{}", stem + "b{}")
+
+
 def _layers(tree: Tree, kernel: str, bias: str) -> dict[str, dict[str, np.ndarray]]:
   """Layers 0, 1, ... as `init_mlp` names them; kernel and bias are patterns of their paths."""
   number = 0
@@ -54,4 +95,7 @@ def _layers(tree: Tree, kernel: str, bias: str) -> dict[str, dict[str, np.ndarra
 # For each architecture: ``flat tree -> meta_params``.
 FROM_PUBLISHED: dict[str, Callable[[Tree], dict[str, Any]]] = {
   "adafac_mlp": adafac_mlp,
+  "celo": celo,
+  "celo_adam": celo_adam,
+  "velo": velo,
 }
