@@ -5,6 +5,7 @@ from learned_opt.optimizers._preprocessing import LogAndSign as LogAndSign
 from learned_opt.optimizers._preprocessing import Scale as Scale
 from learned_opt.optimizers.adafac_mlp import adafac_mlp as adafac_mlp
 from learned_opt.optimizers.celo import celo as celo
+from learned_opt.optimizers.celo_adam import celo_adam as celo_adam
 from learned_opt.optimizers.hierarchical_rnn import hierarchical_rnn as hierarchical_rnn
 from learned_opt.optimizers.lstm import lstm as lstm
 from learned_opt.optimizers.lstm import lstm_pair as lstm_pair
@@ -12,6 +13,7 @@ from learned_opt.optimizers.lstm_gac import lstm_gac as lstm_gac
 from learned_opt.optimizers.ntm import ntm_bfgs as ntm_bfgs
 from learned_opt.optimizers.ntm import ntm_lbfgs as ntm_lbfgs
 from learned_opt.optimizers.rnnprop import rnnprop as rnnprop
+from learned_opt.optimizers.velo import velo as velo
 
 # The architectures that a saved optimizer or a command can name.
 ARCHITECTURES = (
