@@ -12,6 +12,7 @@ from learned_opt import optimizees as optimizees
 from learned_opt import optimizers as optimizers
 from learned_opt import runs as runs
 from learned_opt import search as search
+from learned_opt.artifacts import convert as convert
 from learned_opt.artifacts import load as load
 from learned_opt.artifacts import load_artifact as load_artifact
 from learned_opt.artifacts import pretrained_names as pretrained_names

@@ -513,7 +513,7 @@ def test_a_local_artifact_goes_before_a_shipped_one(shipped, tmp_path):
     (pathlib.Path("lstm-quadratic"), FileNotFoundError, "no learned optimizer"),
     ("shipped", ArtifactError, r"shipped has no card.json.*Do you mean shipped/lstm-mnist\?"),
     ("shipped/empty", ArtifactError, "has no card.json.*learned_opt.save writes one"),
-    ("shipped/README.md", ArtifactError, "README.md is a file"),
+    ("shipped/README.md", ArtifactError, "README.md is not a file of weights"),
   ],
 )
 def test_what_is_not_found_is_said_with_a_remedy(shipped, name, error, message):

@@ -1,4 +1,4 @@
-"""The commands ``learned-opt train``, ``evaluate``, ``inspect``, ``list``, ``info`` and ``bench``.
+"""The commands of ``learned-opt``: train, evaluate, inspect, list, info, convert and bench.
 
 It needs tyro and rich, which nothing else in the library does, and which are imported when one of
 the functions below is called.

@@ -277,6 +277,31 @@ def _info(options: _options.InfoOptions) -> int:
   return 0
 
 
+def _convert(options: _options.ConvertOptions) -> int:
+  config = dict(map(_setting, options.config))
+  folder = artifacts.convert(
+    options.source, options.out, config=config, overwrite=options.overwrite
+  )
+  artifact = artifacts.load_artifact(folder)
+  if options.session.json:
+    _print_json({"out": str(folder), "card": artifact.card})
+    return 0
+  _report.print_card(str(folder), artifact.card)
+  return 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+  """A name and a value: a number, true, false or a list as JSON has them, else a text."""
+  name, equals, value = text.partition("=")
+  if not equals or not name:
+    raise ValueError(f"--config {text}: give NAME=VALUE")
+  try:
+    read = json.loads(value)
+  except ValueError:
+    return name, value
+  return name, tuple(read) if isinstance(read, list) else read
+
+
 def _bench(options: _options.BenchOptions) -> int:
   one, session = options.benchmark, options.session
   with _report.Reporter() as reporter:
@@ -309,6 +334,7 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
   "inspect": _inspect,
   "list": _list,
   "info": _info,
+  "convert": _convert,
   "bench": _bench,
 }
 

@@ -111,7 +111,10 @@ class ListOptions:
 
 _NameOrPath = Annotated[
   Positional[str],
-  arg(help="a shipped optimizer, or the folder of one that was saved.", metavar="NAME_OR_PATH"),
+  arg(
+    help="a shipped optimizer, the folder of one that was saved, or a file of published weights.",
+    metavar="NAME_OR_PATH",
+  ),
 ]
 
 
@@ -120,6 +123,27 @@ class InfoOptions:
   """The options of ``info``."""
 
   name_or_path: _NameOrPath
+  session: Annotated[Output, OmitArgPrefixes] = Output()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+  """The options of ``convert``."""
+
+  source: Annotated[
+    Positional[str],
+    arg(help="a file of published weights, such as Celo's theta.state.", metavar="IN"),
+  ]
+  out: Annotated[Positional[pathlib.Path], arg(help="the folder, which is made.", metavar="OUT")]
+  config: Annotated[
+    tuple[str, ...],
+    arg(
+      help="arguments of the architecture that the file does not tell, where they differ from the "
+      "defaults: output_scale=1e-2",
+      metavar="NAME=VALUE",
+    ),
+  ] = ()
+  overwrite: Annotated[bool, arg(help="replace the learned optimizer that is there.")] = False
   session: Annotated[Output, OmitArgPrefixes] = Output()
 
 
@@ -245,6 +269,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "inspect": _inspect_options(_choices(argv, _defaults_of_card(argv))),
     "list": ListOptions,
     "info": InfoOptions,
+    "convert": ConvertOptions,
     "bench": BenchOptions,
   }
   descriptions = {
@@ -253,6 +278,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "inspect": "Look at what a learned optimizer does, step by step, beside tuned baselines.",
     "list": "Show the learned optimizers that are shipped with the library.",
     "info": "Show what a learned optimizer is, how it was made and how good it is.",
+    "convert": "Save weights that others published as a learned optimizer of this library.",
     "bench": "Measure what meta-gradients, updates and the start of a process cost here.",
   }
   members = tuple(

@@ -24,5 +24,8 @@ ARCHITECTURES = (
   ntm_lbfgs,
   rnnprop,
   adafac_mlp,
+  celo,
+  celo_adam,
   hierarchical_rnn,
+  velo,
 )
