@@ -160,6 +160,8 @@ def test_run_ends_where_the_published_one_does(recorded):
     ("celo_adam_theta.state", "celo_adam", {"lstm_size": 64}),
     ("velo_small.npz", "velo", {"bank_size": 8, "lstm_size": 16}),
     ("small_fc_mlp.npz", "adafac_mlp", {"num_layers": 2, "hidden_size": 4}),
+    ("mlp_lopt.npz", "mlp", {"num_layers": 2, "hidden_size": 32}),
+    ("scale_by_celo2.npz", "celo2", {"num_layers": 2, "hidden_size": 8}),
   ],
 )
 def test_architecture_is_recognised(shared, file, name, sizes):

@@ -5,11 +5,13 @@ from learned_opt.optimizers._preprocessing import LogAndSign as LogAndSign
 from learned_opt.optimizers._preprocessing import Scale as Scale
 from learned_opt.optimizers.adafac_mlp import adafac_mlp as adafac_mlp
 from learned_opt.optimizers.celo import celo as celo
+from learned_opt.optimizers.celo2 import celo2 as celo2
 from learned_opt.optimizers.celo_adam import celo_adam as celo_adam
 from learned_opt.optimizers.hierarchical_rnn import hierarchical_rnn as hierarchical_rnn
 from learned_opt.optimizers.lstm import lstm as lstm
 from learned_opt.optimizers.lstm import lstm_pair as lstm_pair
 from learned_opt.optimizers.lstm_gac import lstm_gac as lstm_gac
+from learned_opt.optimizers.mlp import mlp as mlp
 from learned_opt.optimizers.ntm import ntm_bfgs as ntm_bfgs
 from learned_opt.optimizers.ntm import ntm_lbfgs as ntm_lbfgs
 from learned_opt.optimizers.rnnprop import rnnprop as rnnprop
@@ -25,7 +27,9 @@ ARCHITECTURES = (
   rnnprop,
   adafac_mlp,
   celo,
+  celo2,
   celo_adam,
   hierarchical_rnn,
+  mlp,
   velo,
 )

@@ -168,10 +168,10 @@ def update_accumulators(
   if axes is not None:
     means = [jnp.mean(means[0], axis, keepdims=True) for axis in reversed(axes)]
   return Accumulators(
-    _mix(decays.momenta, accumulators.momenta, grad),
-    _mix(decays.squares, accumulators.squares, square),
+    mix(decays.momenta, accumulators.momenta, grad),
+    mix(decays.squares, accumulators.squares, square),
     tuple(
-      _mix(decays.factored, old, mean)
+      mix(decays.factored, old, mean)
       for old, mean in zip(accumulators.factored, means, strict=True)
     ),
   )
@@ -275,7 +275,7 @@ def _with_one(shape: Sequence[int], axis: int) -> tuple[int, ...]:
   return (*shape[:axis], 1, *shape[axis + 1 :])
 
 
-def _mix(decays: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+def mix(decays: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
   decays = decays.reshape(-1, *(1,) * new.ndim)
   return decays * old + (1 - decays) * new
 

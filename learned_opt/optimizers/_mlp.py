@@ -7,6 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
+# Networks of so many weights at most, on tensors of so many coordinates at least, are computed
+# number by number.
+_MAX_UNROLLED_WEIGHTS = 512
+_MIN_UNROLLED_SIZE = 1024
+
 
 def check_mlp_options(num_layers: int, hidden_size: int, **factors: float) -> None:
   """Raises `ValueError` for sizes that are not positive and factors that are not finite."""
@@ -43,9 +48,12 @@ def apply_mlp(
   groups: Sequence[jax.Array],
   scales: Sequence[jax.Array],
   shared: jax.Array | None = None,
-  outputs: Sequence[int] | None = None,
 ) -> list[jax.Array]:
   """A network with ReLU on the features of each coordinate of one tensor.
+
+  Small networks on large tensors are computed number by number, so that XLA makes one loop of
+  features and network and writes nothing but the outputs; others by matrix products, which compile
+  more quickly.
 
   Args:
     weights: of `init_mlp`, with a row of the first kernel for each feature, then for each of
@@ -53,40 +61,63 @@ def apply_mlp(
     groups: features ``[features, *shape]``, of size one where they are the same along an axis.
     scales: what they are multiplied by first, see `_features.normalizers`.
     shared: ``[inputs]``, further inputs, the same for all coordinates.
-    outputs: which of the outputs to compute, None means all.
 
   Returns:
     The outputs, each of the tensor's shape.
   """
   first, *others = weights.values()
   kernel, bias = first["kernel"], first["bias"]
+  num_features = sum(group.shape[0] for group in groups)
   if shared is not None:
-    split = kernel.shape[0] - shared.shape[0]
-    bias = bias + shared @ kernel[split:]
-    kernel = kernel[:split]
-  rank = groups[0].ndim - 1
-  ends = [0]
-  terms: dict[tuple[int, ...], list] = {}
-  for group, scale in zip(groups, scales, strict=True):
-    ends.append(ends[-1] + group.shape[0])
-    rows = kernel[ends[-2] : ends[-1]].reshape(group.shape[0], -1, *(1,) * rank)
-    terms.setdefault(group.shape[1:], []).append((group, rows * scale[:, None]))
-  if ends[-1] != kernel.shape[0]:
-    raise ValueError(f"the network has {kernel.shape[0]} inputs, but got {ends[-1]} features")
-  hidden = []
-  for unit in range(kernel.shape[1]):
-    parts = [
-      sum(weight[k, unit] * group[k] for group, weight in pairs for k in range(group.shape[0]))
-      for pairs in terms.values()
+    bias = bias + shared @ kernel[num_features:]
+    kernel = kernel[:num_features]
+  if kernel.shape[0] != num_features:
+    raise ValueError(f"the network has {kernel.shape[0]} inputs, but got {num_features} features")
+  layers = [{"kernel": kernel, "bias": bias}, *others]
+  shape = jnp.broadcast_shapes(*(group.shape[1:] for group in groups))
+  small = sum(layer["kernel"].size for layer in layers) <= _MAX_UNROLLED_WEIGHTS
+  if small and math.prod(shape) >= _MIN_UNROLLED_SIZE:
+    return _by_number(layers, groups, scales)
+  return _by_products(layers, groups, scales, shape)
+
+
+def _by_products(layers, groups, scales, shape: tuple[int, ...]) -> list[jax.Array]:
+  def add(layer, x):
+    bias = layer["bias"].reshape(-1, *(1,) * len(shape))
+    return jnp.tensordot(layer["kernel"], x, ((0,), (0,))) + bias
+
+  x = jnp.concatenate(
+    [
+      jnp.broadcast_to(group * scale, (group.shape[0], *shape))
+      for group, scale in zip(groups, scales, strict=True)
     ]
-    # Vectors of rows and of columns first: what varies with them only is computed once.
-    hidden.append(sum(sorted(parts, key=lambda part: part.size)) + bias[unit])
+  )
+  x = add(layers[0], x)
+  for layer in layers[1:]:
+    x = add(layer, jax.nn.relu(x))
+  return list(x)
+
+
+def _by_number(layers, groups, scales) -> list[jax.Array]:
+  first, *others = layers
+  parts: dict[tuple[int, ...], list[tuple[jax.Array, jax.Array]]] = {}
+  index = 0
+  for group, scale in zip(groups, scales, strict=True):
+    for feature, factor in zip(group, scale, strict=True):
+      weight = first["kernel"][index].reshape(-1, *(1,) * feature.ndim) * factor
+      parts.setdefault(feature.shape, []).append((weight, feature))
+      index += 1
+  # Vectors of rows and of columns first: what varies with them only is computed once.
+  ordered = sorted(parts.items(), key=lambda item: math.prod(item[0]))
+  hidden = []
+  for unit, bias in enumerate(first["bias"]):
+    for _, pairs in ordered:
+      bias = sum((weight[unit] * feature for weight, feature in pairs), start=bias)
+    hidden.append(bias)
   for layer in others:
-    inputs = [jax.nn.relu(h) for h in hidden]
-    units = range(layer["bias"].shape[0])
-    if layer is others[-1] and outputs is not None:
-      units = outputs
+    inputs = [jax.nn.relu(x) for x in hidden]
     hidden = [
-      sum(layer["kernel"][i, j] * x for i, x in enumerate(inputs)) + layer["bias"][j] for j in units
+      sum((weight * x for weight, x in zip(column, inputs, strict=True)), start=bias)
+      for column, bias in zip(layer["kernel"].T, layer["bias"], strict=True)
     ]
   return hidden

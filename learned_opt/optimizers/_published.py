@@ -41,9 +41,19 @@ def adafac_mlp(tree: Tree) -> dict[str, Any]:
   }
 
 
+def mlp(tree: Tree) -> dict[str, Any]:
+  """Of ``MLPLOpt``."""
+  return _layers(tree, "mlp/~/linear_{}|w", "mlp/~/linear_{}|b")
+
+
+def celo2(tree: Tree) -> dict[str, Any]:
+  """Of ``Celo2Transformation``; the outputs that it does not read are left out."""
+  return _networks(tree, num_outputs=1)
+
+
 def celo(tree: Tree) -> dict[str, Any]:
   """Of ``Celo`` with one network."""
-  stack = _network_stack(tree)
+  stack = _networks(tree, num_outputs=2)
   if any(leaf.shape[0] != 1 for leaf in jax.tree.leaves(stack)):
     raise ValueError("Celo with a bank of several networks is not supported, only with one")
   return {"network": jax.tree.map(lambda leaf: leaf[0], stack), "scheduler": _scheduler(tree)}
@@ -57,7 +67,7 @@ def celo_adam(tree: Tree) -> dict[str, Any]:
 def velo(tree: Tree) -> dict[str, Any]:
   """Of ``HyperV2``."""
   controls = {"controls": _linear(tree, "rnn_params|rnn_to_controls")}
-  return {"bank": _network_stack(tree), "scheduler": {**_scheduler(tree), **controls}}
+  return {"bank": _networks(tree, num_outputs=2), "scheduler": {**_scheduler(tree), **controls}}
 
 
 def _scheduler(tree: Tree) -> dict[str, Any]:
@@ -76,13 +86,21 @@ def _linear(tree: Tree, name: str) -> dict[str, np.ndarray]:
   return {"kernel": tree[f"{name}|w"], "bias": tree[f"{name}|b"]}
 
 
-def _network_stack(tree: Tree) -> dict[str, dict[str, np.ndarray]]:
-  """The networks, which have one kernel a group of features in their first layer."""
-  parts, stem = [], "ff_mod_stack|~|"
-  while f"{stem}w0__{len(parts)}" in tree:
-    parts.append(tree[f"{stem}w0__{len(parts)}"])
-  whole = {**tree, f"{stem}w0": np.concatenate(parts, axis=-2)}
-  return _layers(whole, stem + "w{}", stem + "b{}")
+def _networks(tree: Tree, num_outputs: int) -> dict[str, dict[str, np.ndarray]]:
+  """One network, or a stack of them, with the outputs that are read."""
+  stem = "ff_mod_stack|~|"
+  network = _layers(concatenate_groups(tree, stem), stem + "w{}", stem + "b{}")
+  return {
+    **network,
+    "output": {k: leaf[..., :num_outputs] for k, leaf in network["output"].items()},
+  }
+
+
+def concatenate_groups(tree: Tree, prefix: str = "ff_mod_stack|~|") -> Tree:
+  """The first layer's kernels of each group of features, ``w0__0``, ..., as one, ``w0``."""
+  number = sum(key.startswith(f"{prefix}w0__") for key in tree)
+  kernels = [tree[f"{prefix}w0__{index}"] for index in range(number)]
+  return {**tree, f"{prefix}w0": np.concatenate(kernels, axis=-2)}
 
 
 def _layers(tree: Tree, kernel: str, bias: str) -> dict[str, dict[str, np.ndarray]]:
@@ -101,7 +119,9 @@ def _layers(tree: Tree, kernel: str, bias: str) -> dict[str, dict[str, np.ndarra
 FROM_PUBLISHED: dict[str, Callable[[Tree], dict[str, Any]]] = {
   "adafac_mlp": adafac_mlp,
   "celo": celo,
+  "celo2": celo2,
   "celo_adam": celo_adam,
+  "mlp": mlp,
   "velo": velo,
 }
 
@@ -166,12 +186,12 @@ def _recognise(tree: Tree) -> str:
 
 def _sizes(meta_params: Mapping[str, Any]) -> dict[str, int]:
   sizes = {}
-  network = meta_params.get("network", meta_params.get("bank"))
-  if network is not None:
+  network = meta_params.get("network", meta_params.get("bank", meta_params))
+  if "output" in network:
     sizes["num_layers"] = len(network) - 1
     sizes["hidden_size"] = network["output"]["kernel"].shape[-2]
   if "bank" in meta_params:
-    sizes["bank_size"] = len(network["output"]["bias"])
+    sizes["bank_size"] = len(meta_params["bank"]["output"]["bias"])
   if "scheduler" in meta_params:
     sizes["lstm_size"] = meta_params["scheduler"]["start"]["h"].size
   return sizes

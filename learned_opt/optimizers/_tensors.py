@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from learned_opt import _coordinates
 from learned_opt.base import check_params
@@ -61,6 +62,48 @@ def map_tensors(
     for position, i in enumerate(indices):
       outputs[i], new_states[i] = jax.tree.map(lambda leaf, at=position: leaf[at], results)
   return outputs, new_states
+
+
+def tensorwise_transformation(
+  dtype: np.dtype,
+  name: str,
+  init: Callable[[tuple[int, ...]], Any],
+  update: TensorFunction,
+  shared: Callable[[jax.Array], Any],
+  shape_of_state: Callable[[Any], tuple[int, ...]],
+) -> optax.GradientTransformationExtraArgs:
+  """The transformation of a function of one tensor, its gradient and its parameters.
+
+  Args:
+    dtype: in which to compute; updates get the params' dtypes.
+    name: of the optimizer, for errors.
+    init: ``shape -> state`` of a tensor.
+    update: see `update_tree`.
+    shared: ``step -> shared``, what `update` gets for all tensors; `step` counts earlier updates.
+    shape_of_state: see `update_tree`.
+
+  Returns:
+    The transformation; it needs params, and ignores further keywords.
+  """
+
+  def init_fn(params):
+    return TensorwiseState(jnp.zeros((), jnp.int32), init_tree(init, params))
+
+  def update_fn(updates, state: Any, params=None, **extra_args):
+    del extra_args
+    updates, tensors = update_tree(
+      update,
+      shared(state.step),
+      updates,
+      params,
+      state.tensors,
+      shape_of_state,
+      dtype=dtype,
+      name=name,
+    )
+    return updates, TensorwiseState(optax.safe_increment(state.step), tensors)
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def init_tree(init: Callable[[tuple[int, ...]], Any], params: chex.ArrayTree) -> Any:

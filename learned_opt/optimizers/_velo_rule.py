@@ -11,8 +11,8 @@ from learned_opt.optimizers import _features
 from learned_opt.optimizers._mlp import apply_mlp, init_mlp
 
 NUM_FEATURES = 30
-# The third output is of no use, in the released code too.
-_NUM_OUTPUTS = 3
+# The released code has a third output, which nothing reads.
+_NUM_OUTPUTS = 2
 _MAX_GRADIENT = 1000.0
 # Beyond it, squares are not finite.
 _MAX_PARAM = 1e15
@@ -60,6 +60,6 @@ def update_tensor(
   groups = _features.feature_groups(
     _features.VELO_GROUPS, grad, param, accumulators, diagonal_epsilon=0.0
   )
-  direction, magnitude = apply_mlp(network, groups, _features.normalizers(groups), outputs=range(2))
+  direction, magnitude = apply_mlp(network, groups, _features.normalizers(groups))
   scale = rate * jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
   return -scale * direction * jnp.exp(exp_scale * magnitude), accumulators

@@ -10,7 +10,7 @@ from flax.core import FrozenDict
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers import _features
 from learned_opt.optimizers._mlp import apply_mlp, check_mlp_options, init_mlp
-from learned_opt.optimizers._tensors import TensorwiseState, init_tree, update_tree
+from learned_opt.optimizers._tensors import tensorwise_transformation
 
 _NUM_FEATURES = 28
 _MAX_GRADIENT = 1e6
@@ -88,28 +88,14 @@ def _adafac_mlp(
     decays = _features.decays_of(meta_params["decays"])
     dtype = decays.momenta.dtype
 
-    def init_fn(params):
-      def one(shape):
-        return _features.init_accumulators(shape, decays, dtype)
-
-      return TensorwiseState(jnp.zeros((), jnp.int32), init_tree(one, params))
-
-    def update_fn(updates, state: TensorwiseState, params=None, **extra_args):
-      del extra_args
-      shared = meta_params["network"], decays, _features.time_features(state.step, dtype)
-      updates, tensors = update_tree(
-        update_tensor,
-        shared,
-        updates,
-        params,
-        state.tensors,
-        lambda accumulators: accumulators.momenta.shape[1:],
-        dtype=dtype,
-        name="adafac_mlp",
-      )
-      return updates, TensorwiseState(state.step + 1, tensors)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return tensorwise_transformation(
+      dtype,
+      "adafac_mlp",
+      init=lambda shape: _features.init_accumulators(shape, decays, dtype),
+      update=update_tensor,
+      shared=lambda step: (meta_params["network"], decays, _features.time_features(step, dtype)),
+      shape_of_state=lambda accumulators: accumulators.momenta.shape[1:],
+    )
 
   config = FrozenDict(
     num_layers=num_layers,
