@@ -5,6 +5,7 @@ constants are those of its released code.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -95,10 +96,21 @@ def progress_features(step: jax.Array, num_steps: jax.Array) -> jax.Array:
   return jnp.tanh(10.0 * (fraction - jnp.asarray(_FRACTIONS, num_steps.dtype)))
 
 
+def init_layers(key: chex.PRNGKey, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+  """Layers by their names: weights from a truncated normal of scale 1 / sqrt(inputs), biases 0."""
+  return {
+    name: {
+      "kernel": jax.random.truncated_normal(k, -2, 2, shape, jnp.float32) / math.sqrt(shape[0]),
+      "bias": jnp.zeros(shape[1], jnp.float32),
+    }
+    for k, (name, shape) in zip(jax.random.split(key, len(sizes)), sizes.items(), strict=True)
+  }
+
+
 def init_scheduler(
   key: chex.PRNGKey, num_inputs: int, lstm_size: int, **heads: int
 ) -> dict[str, Any]:
-  """Weights from a truncated normal of standard deviation 1 / sqrt(inputs), biases zero.
+  """The weights of a scheduler, whose LSTM starts with zeros.
 
   Args:
     key: random key.
@@ -107,7 +119,7 @@ def init_scheduler(
     **heads: linear outputs by their names, with their sizes.
 
   Returns:
-    float32 arrays; the LSTM starts with zeros.
+    float32 arrays.
   """
   sizes = {
     "mix": (num_inputs, lstm_size),
@@ -115,15 +127,8 @@ def init_scheduler(
     "lstm": (2 * lstm_size, 4 * lstm_size),
     **{name: (lstm_size, size) for name, size in heads.items()},
   }
-  layers = {
-    name: {
-      "kernel": jax.random.truncated_normal(k, -2, 2, shape, jnp.float32) / math.sqrt(shape[0]),
-      "bias": jnp.zeros(shape[1], jnp.float32),
-    }
-    for k, (name, shape) in zip(jax.random.split(key, len(sizes)), sizes.items(), strict=True)
-  }
   start = {name: jnp.zeros(lstm_size, jnp.float32) for name in CellState._fields}
-  return {"start": start, **layers}
+  return {"start": start, **init_layers(key, sizes)}
 
 
 def start_cells(weights: Any, number: int) -> CellState:
@@ -144,8 +149,12 @@ def run_scheduler(weights: Any, inputs: jax.Array, cells: CellState) -> CellStat
     The next cells; their `h` is what heads read.
   """
   mixed = jnp.max(jax.nn.relu(affine(weights["mix"], inputs)), axis=0, keepdims=True)
-  x = affine(weights["input"], inputs) + mixed
-  gates = affine(weights["lstm"], jnp.concatenate([x, cells.h], axis=1))
+  return run_lstm(weights["lstm"], affine(weights["input"], inputs) + mixed, cells)
+
+
+def run_lstm(weights: Any, x: jax.Array, cells: CellState) -> CellState:
+  """One step of an LSTM with a forget bias of one, for each row."""
+  gates = affine(weights, jnp.concatenate([x, cells.h], axis=1))
   i, j, f, o = jnp.split(gates, 4, axis=1)
   c = jax.nn.sigmoid(f + 1.0) * cells.c + jax.nn.sigmoid(i) * jnp.tanh(j)
   return CellState(c, jax.nn.sigmoid(o) * jnp.tanh(c))

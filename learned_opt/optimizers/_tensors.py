@@ -146,20 +146,10 @@ def update_tree(
     TypeError: if a gradient is not real floating point.
     ValueError: if there are no params, or the trees or the state do not agree.
   """
-  _coordinates.check_gradients(grads, params)
-  if params is None and jax.tree.leaves(grads):
-    raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
+  parts = check_tensors(grads, params, states, shape_of_state, name)
   leaves, treedef = jax.tree.flatten(grads)
-  # Where there are no leaves, neither the params nor the states have any.
+  # Where there are no leaves, the params may be None.
   tensors = list(zip(leaves, jax.tree.leaves(params), strict=True))
-  parts = treedef.flatten_up_to(states)
-  shapes = [shape_of_state(state) for state in parts]
-  if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
-    found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
-    raise ValueError(
-      f"updates have {found} coordinates, but the optimizer's state was made for {int(expected)}, "
-      "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
-    )
   inputs = tensors if extras is None else [(*t, e) for t, e in zip(tensors, extras, strict=True)]
 
   def one(shared, inputs, state):
@@ -176,6 +166,49 @@ def update_tree(
   for i, update, state in zip(filled, *results, strict=True):
     updates[i], new[i] = update, state
   return treedef.unflatten(updates), treedef.unflatten(new)
+
+
+def check_tensors(
+  grads: chex.ArrayTree,
+  params: chex.ArrayTree | None,
+  states: chex.ArrayTree,
+  shape_of_state: Callable[[Any], tuple[int, ...]],
+  name: str,
+) -> list[Any]:
+  """The state of each tensor; raises as `update_tree` does."""
+  _coordinates.check_gradients(grads, params)
+  if params is None and jax.tree.leaves(grads):
+    raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
+  leaves, treedef = jax.tree.flatten(grads)
+  # Where there are no leaves, neither the params nor the states have any.
+  parts = treedef.flatten_up_to(states)
+  shapes = [shape_of_state(state) for state in parts]
+  if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
+    found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
+    raise ValueError(
+      f"updates have {found} coordinates, but the optimizer's state was made for {int(expected)}, "
+      "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
+    )
+  return parts
+
+
+def filled_positions(tree: chex.ArrayTree) -> list[int]:
+  """The positions of the leaves that have coordinates.
+
+  >>> filled_positions({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})
+  [0, 2]
+  """
+  return [i for i, leaf in enumerate(jax.tree.leaves(tree)) if jnp.size(leaf)]
+
+
+def row_numbers(tree: chex.ArrayTree) -> list[int]:
+  """For each leaf its row in arrays with one row a leaf that has coordinates; else 0.
+
+  >>> row_numbers({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})
+  [0, 0, 1]
+  """
+  rows = {position: row for row, position in enumerate(filled_positions(tree))}
+  return [rows.get(i, 0) for i in range(len(jax.tree.leaves(tree)))]
 
 
 def _groups(trees: Sequence[Any]) -> list[list[int]]:

@@ -72,11 +72,12 @@ def celo(
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
     >>> architecture = optimizers.celo(num_steps=100)
-    >>> tx = architecture.optimizer(architecture.init(jax.random.key(0)))
+    >>> tx = architecture.optimizer(jax.jit(architecture.init)(jax.random.key(0)))
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params, value=1.0)
-    >>> updates["w"].shape, int(state.step)
-    ((3, 2), 1)
+    >>> state = tx.init(params)
+    >>> updates, state = jax.eval_shape(tx.update, params, state, params, value=1.0)
+    >>> updates["w"].shape, state.tensors["w"].momenta.shape
+    ((3, 2), (3, 3, 2))
   """
   check_mlp_options(num_layers, hidden_size, exp_scale=exp_scale, output_scale=output_scale)
   if lstm_size < 1:

@@ -1,4 +1,4 @@
-"""Celo 2 (Moudgil et al. 2026): directions from a per-parameter MLP, learning rates from the user."""
+"""Celo 2 (Moudgil et al. 2026): directions from a per-parameter MLP, lengths from the user."""
 
 import functools
 from typing import Any, NamedTuple

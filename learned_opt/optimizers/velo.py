@@ -13,7 +13,13 @@ from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers import _features, _scheduler, _velo_rule
 from learned_opt.optimizers._cells import CellState
 from learned_opt.optimizers._mlp import check_mlp_options
-from learned_opt.optimizers._tensors import init_tree, update_tree
+from learned_opt.optimizers._tensors import (
+  check_tensors,
+  filled_positions,
+  init_tree,
+  row_numbers,
+  update_tree,
+)
 
 # Of the running averages: mean and variance of each momentum, mean square, its distance to them.
 _NUM_MOMENTA = len(_features.INITIAL_DECAYS["momenta"])
@@ -109,9 +115,10 @@ def velo(
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
     >>> architecture = optimizers.velo(lstm_size=8, bank_size=4, num_steps=100)
-    >>> tx = architecture.optimizer(architecture.init(jax.random.key(0)))
+    >>> tx = architecture.optimizer(jax.jit(architecture.init)(jax.random.key(0)))
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> updates, state = jax.jit(tx.update)(params, tx.init(params), params, value=1.0)
+    >>> state = tx.init(params)
+    >>> updates, state = jax.eval_shape(tx.update, params, state, params, value=1.0)
     >>> updates["w"].shape, state.cells.h.shape
     ((3, 2), (2, 8))
   """
@@ -179,11 +186,12 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
         return _zero_state(_features.init_accumulators(shape, decays, dtype))
 
       tensors = init_tree(one, params)
-      cells = _scheduler.start_cells(scheduler, len(_filled(params)))
+      cells = _scheduler.start_cells(scheduler, len(filled_positions(params)))
       step = jnp.zeros((), jnp.int32)
       return VeLOState(step, tensors, cells, _scheduler.init_losses(dtype))
 
     def update_fn(updates, state: VeLOState, params=None, **extra_args):
+      tensors = check_tensors(updates, params, state.tensors, _shape, "velo")
       loss = _scheduler.scalar_loss("velo", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")
       planned = _scheduler.planned_steps("velo", config["num_steps"], planned, dtype)
@@ -192,25 +200,23 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
       losses, loss_features = _scheduler.observe_loss(state.losses, loss, state.step, longest)
       progress = _scheduler.progress_features(state.step, planned)
       cells, shared = state.cells, ()
-      if filled := _filled(params):
-        tensors = jax.tree.structure(params).flatten_up_to(state.tensors)
+      if filled := filled_positions(params):
         rows = [
           _tensor_features(jax.tree.leaves(params)[i], tensors[i], progress, loss_features)
           for i in filled
         ]
         cells = _scheduler.run_scheduler(scheduler, jnp.stack(rows), cells)
         shared = _mixed_networks(scheduler, bank, cells, config)
-      positions = {i: row for row, i in enumerate(filled)}
       updates, tensors = update_tree(
         update_tensor,
         shared,
         updates,
         params,
         state.tensors,
-        lambda tensor: tensor.accumulators.momenta.shape[1:],
+        _shape,
         dtype=dtype,
         name="velo",
-        extras=[positions.get(i, 0) for i in range(len(jax.tree.leaves(updates)))],
+        extras=row_numbers(updates),
       )
       if config["bugged_lstm_state"]:
         cells = state.cells
@@ -221,9 +227,8 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
   return LearnedOptimizer(init, optimizer, "velo", config)
 
 
-def _filled(params: chex.ArrayTree) -> list[int]:
-  """The positions of leaves with coordinates."""
-  return [i for i, leaf in enumerate(jax.tree.leaves(params)) if jnp.size(leaf)]
+def _shape(tensor: TensorState) -> tuple[int, ...]:
+  return tensor.accumulators.momenta.shape[1:]
 
 
 def _mixed_networks(
