@@ -11,7 +11,6 @@ import os
 import pathlib
 from typing import Any
 
-import chex
 import jax
 import msgpack
 import numpy as np
@@ -23,7 +22,7 @@ _ARRAY, _SCALAR = 1, 3
 _DTYPES = ("float16", "float32", "float64", "int32", "int64")
 
 
-def read_state(path: str | os.PathLike[str]) -> chex.ArrayTree:
+def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
   """Reads the tree of arrays in a file of `flax.serialization.to_bytes`.
 
   Args:
@@ -61,7 +60,7 @@ def read_state(path: str | os.PathLike[str]) -> chex.ArrayTree:
   return tree
 
 
-def read_npz(path: str | os.PathLike[str], prefix: str = "theta/") -> chex.ArrayTree:
+def read_npz(path: str | os.PathLike[str], prefix: str = "theta/") -> dict[str, Any]:
   """Reads a tree of arrays from an .npz file whose names are ``<prefix>a|b``; nothing is unpickled.
 
   Args:

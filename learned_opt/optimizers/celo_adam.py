@@ -69,11 +69,12 @@ def celo_adam(
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
     >>> architecture = optimizers.celo_adam()
-    >>> tx = architecture.optimizer(architecture.init(jax.random.key(0)))
-    >>> params = jnp.ones(3)
-    >>> updates, _ = tx.update(params, tx.init(params), value=1.0, num_steps=100)
-    >>> updates.shape
-    (3,)
+    >>> def first_update(key, params):
+    ...   tx = architecture.optimizer(architecture.init(key))
+    ...   return tx.update(params, tx.init(params), params, value=1.0, num_steps=100)[0]
+    >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    >>> jax.eval_shape(first_update, jax.random.key(0), params)["w"].shape
+    (3, 2)
   """
   if lstm_size < 1:
     raise ValueError(f"lstm_size must be at least 1, got {lstm_size}")
@@ -114,7 +115,7 @@ def _celo_adam(
       schedule = _scheduler.init_schedule(scheduler)
       return CeloAdamState(jnp.zeros((), jnp.int32), momenta, squares, schedule)
 
-    def update_fn(updates, state: CeloAdamState, params=None, **extra_args):
+    def update_fn(updates, state: Any, params: Any = None, **extra_args):
       _check(updates, params, state)
       loss = _scheduler.scalar_loss("celo_adam", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")

@@ -102,13 +102,13 @@ def hierarchical_rnn(
   Example:
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
-    >>> architecture = optimizers.hierarchical_rnn(4, 3, 2)
-    >>> shapes = jax.eval_shape(architecture.init, jax.random.key(0))
-    >>> tx = architecture.optimizer(jax.tree.map(lambda s: jnp.full(s.shape, 0.1), shapes))
+    >>> architecture = optimizers.hierarchical_rnn()
+    >>> def first_update(key, params):
+    ...   tx = architecture.optimizer(architecture.init(key))
+    ...   return tx.update(params, tx.init(params), params)[0]
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> state = tx.init(params)
-    >>> state.tensors.shape, state.parameters[0].h.shape
-    ((2, 3), (2, 4))
+    >>> jax.eval_shape(first_update, jax.random.key(0), params)["w"].shape
+    (3, 2)
   """
   sizes = {"hidden_size": hidden_size, "tensor_size": tensor_size, "problem_size": problem_size}
   for name, size in sizes.items():
@@ -270,7 +270,7 @@ def _step(
   if not grads:
     return [], state
   rates = [tensor.log_rate for tensor in state.parameters]
-  mean_rate = sum(map(jnp.sum, rates)) / max(1, sum(rate.size for rate in rates))
+  mean_rate = jnp.sum(jnp.stack(list(map(jnp.sum, rates)))) / max(1, sum(r.size for r in rates))
   from_problem = _affine(meta_params["problem_to_parameter"], state.problem)
   biases = _affine(meta_params["tensor_to_parameter"], state.tensors) + from_problem[None]
   outputs, parameters = map_tensors(

@@ -124,13 +124,13 @@ def rnn_mlp(
   Example:
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
-    >>> architecture = optimizers.rnn_mlp(4, 1, 4)
-    >>> tx = architecture.optimizer(jax.jit(architecture.init)(jax.random.key(0)))
-    >>> params = {"w": jnp.ones((3, 2))}
-    >>> state = tx.init(params)
-    >>> updates, state = jax.eval_shape(tx.update, params, state, params, value=1.0)
-    >>> updates["w"].shape, state.cells.h.shape
-    ((3, 2), (1, 4))
+    >>> architecture = optimizers.rnn_mlp()
+    >>> def first_update(key, params):
+    ...   tx = architecture.optimizer(architecture.init(key))
+    ...   return tx.update(params, tx.init(params), params, value=1.0)[0]
+    >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    >>> jax.eval_shape(first_update, jax.random.key(0), params)["w"].shape
+    (3, 2)
   """
   check_mlp_options(num_layers, hidden_size, exp_scale=exp_scale, output_scale=output_scale)
   if lstm_size < 1:
@@ -167,8 +167,9 @@ def _rnn_mlp(
 
     def init_fn(params):
       def one(shape):
-        averages = (zeros((len(_DECAYS), *shape)) for _ in range(2))
-        return TensorState(*averages, zeros(_FROM_NETWORK) + start["from_network"])
+        by_decay = len(_DECAYS), *shape
+        from_network = zeros(_FROM_NETWORK) + start["from_network"]
+        return TensorState(zeros(by_decay), zeros(by_decay), from_network)
 
       return RNNMLPState(
         step=jnp.zeros((), jnp.int32),
@@ -179,7 +180,7 @@ def _rnn_mlp(
         gradient_size=jnp.full((), 1 - _CLIP_DECAY, dtype),
       )
 
-    def update_fn(updates, state: RNNMLPState, params=None, **extra_args):
+    def update_fn(updates, state: Any, params: Any = None, **extra_args):
       check_tensors(updates, params, state.tensors, _shape, "rnn_mlp")
       loss = _scheduler.scalar_loss("rnn_mlp", extra_args.get("value"), dtype)
       losses, loss_features = _observe_loss(state.losses, loss, state.step)

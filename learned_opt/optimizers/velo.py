@@ -63,6 +63,19 @@ class VeLOState(NamedTuple):
   losses: _scheduler.LossState
 
 
+class _Options(NamedTuple):
+  lstm_size: int
+  bank_size: int
+  num_layers: int
+  hidden_size: int
+  bank_scale: float
+  exp_scale: float
+  output_scale: float
+  num_steps: int | None
+  bugged_lstm_state: bool
+  bugged_loss_features: bool
+
+
 def velo(
   lstm_size: int = 512,
   bank_size: int = 256,
@@ -115,12 +128,12 @@ def velo(
     >>> import jax, jax.numpy as jnp
     >>> from learned_opt import optimizers
     >>> architecture = optimizers.velo(lstm_size=8, bank_size=4, num_steps=100)
-    >>> tx = architecture.optimizer(jax.jit(architecture.init)(jax.random.key(0)))
+    >>> def first_update(key, params):
+    ...   tx = architecture.optimizer(architecture.init(key))
+    ...   return tx.update(params, tx.init(params), params, value=1.0)[0]
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
-    >>> state = tx.init(params)
-    >>> updates, state = jax.eval_shape(tx.update, params, state, params, value=1.0)
-    >>> updates["w"].shape, state.cells.h.shape
-    ((3, 2), (2, 8))
+    >>> jax.eval_shape(first_update, jax.random.key(0), params)["w"].shape
+    (3, 2)
   """
   check_mlp_options(
     num_layers,
@@ -133,7 +146,7 @@ def velo(
     if size < 1:
       raise ValueError(f"{name} must be at least 1, got {size}")
   return _velo(
-    FrozenDict(
+    _Options(
       lstm_size=lstm_size,
       bank_size=bank_size,
       num_layers=num_layers,
@@ -150,19 +163,19 @@ def velo(
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.
 @functools.cache
-def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
+def _velo(options: _Options) -> LearnedOptimizer:
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     bank_key, scheduler_key = jax.random.split(key)
     network = functools.partial(
       _velo_rule.init_network,
-      num_layers=config["num_layers"],
-      hidden_size=config["hidden_size"],
+      num_layers=options.num_layers,
+      hidden_size=options.hidden_size,
     )
-    heads = {"controls": config["bank_size"], "rate": 1}
+    heads = {"controls": options.bank_size, "rate": 1}
     return {
-      "bank": jax.vmap(network)(jax.random.split(bank_key, config["bank_size"])),
+      "bank": jax.vmap(network)(jax.random.split(bank_key, options.bank_size)),
       "scheduler": _scheduler.init_scheduler(
-        scheduler_key, _NUM_INPUTS, config["lstm_size"], **heads
+        scheduler_key, _NUM_INPUTS, options.lstm_size, **heads
       ),
     }
 
@@ -171,7 +184,7 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
     # Of the arrays with one row a tensor, the one of this tensor.
     network, rate = jax.tree.map(lambda rows: rows[tensor], shared)
     update, accumulators = _velo_rule.update_tensor(
-      network, rate, grad, param, state.accumulators, config["exp_scale"]
+      network, rate, grad, param, state.accumulators, options.exp_scale
     )
     return update, _with_statistics(accumulators)
 
@@ -190,13 +203,13 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
       step = jnp.zeros((), jnp.int32)
       return VeLOState(step, tensors, cells, _scheduler.init_losses(dtype))
 
-    def update_fn(updates, state: VeLOState, params=None, **extra_args):
+    def update_fn(updates, state: Any, params: Any = None, **extra_args):
       tensors = check_tensors(updates, params, state.tensors, _shape, "velo")
       loss = _scheduler.scalar_loss("velo", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")
-      planned = _scheduler.planned_steps("velo", config["num_steps"], planned, dtype)
+      planned = _scheduler.planned_steps("velo", options.num_steps, planned, dtype)
       longest = jnp.asarray(_BUGGED_NUM_STEPS, dtype)
-      longest = longest if config["bugged_loss_features"] else planned
+      longest = longest if options.bugged_loss_features else planned
       losses, loss_features = _scheduler.observe_loss(state.losses, loss, state.step, longest)
       progress = _scheduler.progress_features(state.step, planned)
       cells, shared = state.cells, ()
@@ -206,7 +219,7 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
           for i in filled
         ]
         cells = _scheduler.run_scheduler(scheduler, jnp.stack(rows), cells)
-        shared = _mixed_networks(scheduler, bank, cells, config)
+        shared = _mixed_networks(scheduler, bank, cells, options)
       updates, tensors = update_tree(
         update_tensor,
         shared,
@@ -218,13 +231,13 @@ def _velo(config: FrozenDict[str, Any]) -> LearnedOptimizer:
         name="velo",
         extras=row_numbers(updates),
       )
-      if config["bugged_lstm_state"]:
+      if options.bugged_lstm_state:
         cells = state.cells
       return updates, VeLOState(state.step + 1, tensors, cells, losses)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
-  return LearnedOptimizer(init, optimizer, "velo", config)
+  return LearnedOptimizer(init, optimizer, "velo", FrozenDict(options._asdict()))
 
 
 def _shape(tensor: TensorState) -> tuple[int, ...]:
@@ -232,14 +245,14 @@ def _shape(tensor: TensorState) -> tuple[int, ...]:
 
 
 def _mixed_networks(
-  scheduler: Any, bank: Any, cells: CellState, config: FrozenDict[str, Any]
+  scheduler: Any, bank: Any, cells: CellState, options: _Options
 ) -> tuple[Any, jax.Array]:
   """The network of each tensor, and the rate of each, with one row a tensor."""
   controls = _scheduler.affine(scheduler["controls"], cells.h)
-  scale = config["bank_scale"] / config["bank_size"]
+  scale = options.bank_scale / options.bank_size
   networks = jax.tree.map(lambda leaf: scale * jnp.tensordot(controls, leaf, 1), bank)
   rates = _scheduler.affine(scheduler["rate"], cells.h)[:, 0]
-  return networks, config["output_scale"] * rates
+  return networks, options.output_scale * rates
 
 
 def _zero_state(accumulators: _features.Accumulators) -> TensorState:
