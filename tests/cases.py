@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import FrozenDict
 
 import learned_opt
 from learned_opt import ImageDataset, estimators, optimizees, optimizers
@@ -28,11 +29,21 @@ class OptimizerCase:
     make: the factory's call; equal calls must give transformations that do not retrace.
     num_meta_params: their number.
     coordinatewise: updates do not depend on how coordinates are ordered or grouped into tensors.
+    reads_params: updates depend on the params, and cannot be had without them.
+    has_state: whether its state holds arrays.
+    state_like_params: whether the state has a part of its own for each tensor.
+    random_init: whether different keys give different meta-params.
+    bounded: whether updates are finite for all finite gradients.
   """
 
   make: Callable[[], learned_opt.LearnedOptimizer]
   num_meta_params: int
   coordinatewise: bool = True
+  reads_params: bool = False
+  has_state: bool = True
+  state_like_params: bool = False
+  random_init: bool = True
+  bounded: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,23 +202,72 @@ def bowl_grad(constants: Bowl):
   return lambda theta: matrix.T @ (weights * np.tanh(matrix @ theta - constants.target))
 
 
+# Optimizers that look at each tensor as a whole, and at its parameters.
+tensorwise = functools.partial(
+  OptimizerCase, coordinatewise=False, reads_params=True, state_like_params=True
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+  """A learned optimizer's `optimizer` with keywords for updates; equal for equal ones."""
+
+  optimizer: Callable
+  extras: FrozenDict
+
+  def __call__(self, meta_params):
+    tx = self.optimizer(meta_params)
+
+    def update(updates, state, params=None, **extra_args):
+      return tx.update(updates, state, params, **{**self.extras, **extra_args})
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def given(architecture: learned_opt.LearnedOptimizer, **extras) -> learned_opt.LearnedOptimizer:
+  """One that reads further keywords, with values for updates that do without."""
+  return architecture._replace(optimizer=_Given(architecture.optimizer, FrozenDict(extras)))
+
+
+def _schedule_size(num_inputs, size):
+  """Meta-params of a scheduler: two layers, where the LSTM starts, the LSTM, a rate."""
+  return 2 * (num_inputs + 1) * size + 2 * size + (2 * size + 1) * 4 * size + size + 1
+
+
 OPTIMIZERS = {
-  "hierarchical_rnn": OptimizerCase(
-    lambda: optimizers.hierarchical_rnn(4, 3, 2),
-    # The cells, with two gates and a candidate each; what flows down; where the cells start.
-    num_meta_params=(12 + 4 + 1) * 12
-    + (16 + 3 + 1) * 9
-    + (3 + 2 + 1) * 6
-    + (4 + 3) * 12
-    + 3 * 9
-    + 4
-    + 3
-    + 2
-    + 4
-    + 4
-    + 3 * 5
-    + 2,
-    coordinatewise=False,
+  "adafac_mlp": tensorwise(optimizers.adafac_mlp, num_meta_params=197),
+  "celo": tensorwise(
+    lambda: given(optimizers.celo(3, 1, 4, num_steps=20), value=1.0),
+    num_meta_params=_schedule_size(18, 3) + (30 + 1) * 4 + (4 + 1) * 2,
+  ),
+  "celo2": tensorwise(
+    lambda: optimizers.celo2(weight_decay=0.1), num_meta_params=30 * 8 + 8 + 8 * 8 + 8 + 8 + 1
+  ),
+  "celo_adam": dataclasses.replace(
+    tensorwise(
+      lambda: given(optimizers.celo_adam(3, num_steps=20), value=1.0),
+      num_meta_params=_schedule_size(18, 3),
+    ),
+    reads_params=False,
+  ),
+  "hierarchical_rnn": dataclasses.replace(
+    tensorwise(
+      lambda: optimizers.hierarchical_rnn(4, 3, 2),
+      # The cells, with two gates and a candidate each; what flows down; where they start; outputs.
+      num_meta_params=(12 + 4 + 1) * 12
+      + (16 + 3 + 1) * 9
+      + (3 + 2 + 1) * 6
+      + (4 + 3) * 12
+      + 3 * 9
+      + (4 + 3 + 2)
+      + (4 + 4)
+      + 3 * 5
+      + 2,
+    ),
+    reads_params=False,
+  ),
+  "learned_sgd": OptimizerCase(
+    optimizers.learned_sgd, num_meta_params=1, has_state=False, random_init=False, bounded=False
   ),
   "lstm": OptimizerCase(optimizers.lstm, num_meta_params=5141),
   "lstm_gac": OptimizerCase(
@@ -217,6 +277,11 @@ OPTIMIZERS = {
   ),
   "lstm_pair": OptimizerCase(
     lambda: optimizers.lstm_pair(1, 4), num_meta_params=2 * ((2 + 4 + 1) * 16 + 5)
+  ),
+  "mlp": tensorwise(lambda: optimizers.mlp(1, 4), num_meta_params=(19 + 1) * 4 + (4 + 1) * 2),
+  "nn_adam": tensorwise(
+    lambda: optimizers.nn_adam(3, learning_rate=0.01),
+    num_meta_params=(19 + 3 + 1) * 12 + (3 + 1) * 4 + 2 * 3 + 4,
   ),
   "ntm_bfgs": OptimizerCase(
     lambda: optimizers.ntm_bfgs(1, 4, num_global=2),
@@ -230,6 +295,24 @@ OPTIMIZERS = {
   ),
   "rnnprop": OptimizerCase(
     lambda: optimizers.rnnprop(1, 4), num_meta_params=3 * 4 + (4 + 4 + 1) * 16 + 5
+  ),
+  "rnn_mlp": tensorwise(
+    lambda: given(optimizers.rnn_mlp(3, 1, 4), value=1.0),
+    num_meta_params=(52 + 3 + 1) * 12
+    + (3 + 1) * (18 + 17)
+    + 2 * 3
+    + 18
+    + 16
+    + (54 + 1) * 4
+    + (4 + 1) * 18,
+  ),
+  "star": tensorwise(
+    lambda: optimizers.star(1, 3, weight_decay=0.1, learned_nominal=True, learned_decay=True),
+    num_meta_params=7 + (39 + 1) * 3 + (3 + 1) * 4,
+  ),
+  "velo": tensorwise(
+    lambda: given(optimizers.velo(3, 2, 1, 4, bank_scale=1.0, num_steps=20), value=1.0),
+    num_meta_params=_schedule_size(30, 3) + (3 + 1) * 2 + 2 * ((30 + 1) * 4 + (4 + 1) * 2),
   ),
 }
 

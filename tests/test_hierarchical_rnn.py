@@ -20,9 +20,9 @@ class NumpyHierarchicalRNN:
 
   def __init__(self, meta_params, state):
     self.weights = jax.tree.map(np.asarray, meta_params)
-    self.problem, self.tensors = np.asarray(state.problem), list(np.asarray(state.tensors))
+    self.problem, self.tensors = np.asarray(state.of_problem), list(np.asarray(state.of_tensors))
     start = self.weights["start"]["parameter"]
-    self.rates = [list(np.asarray(tensor.log_rate)) for tensor in state.parameters]
+    self.rates = [list(np.asarray(tensor.log_rate)) for tensor in state.tensors]
     self.cells = [[self.coordinate(start) for _ in rates] for rates in self.rates]
 
   @staticmethod
@@ -106,7 +106,7 @@ def test_equals_numpy_in_float64(x64):
     updates, state = update(grads, state)
     for found, expected in zip(updates, reference.update(grads), strict=True):
       np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-18)
-  np.testing.assert_allclose(state.problem, reference.problem, rtol=1e-9)
+  np.testing.assert_allclose(state.of_problem, reference.problem, rtol=1e-9)
 
 
 def test_order_of_tensors_and_of_coordinates_does_not_matter(x64):
@@ -129,7 +129,7 @@ def test_first_step_forgets_the_zeros_of_the_means(x64):
   init, update, _ = make()
   grads = draw(3)
   _, state = update(grads, init(grads))
-  for grad, tensor in zip(grads, state.parameters, strict=True):
+  for grad, tensor in zip(grads, state.tensors, strict=True):
     np.testing.assert_array_equal(tensor.means, np.tile(np.ravel(grad)[:, None], (1, 4)))
     np.testing.assert_allclose(tensor.squares, np.square(tensor.means) + 1e-12, rtol=1e-12)
 
@@ -137,9 +137,9 @@ def test_first_step_forgets_the_zeros_of_the_means(x64):
 def test_rates_start_between_the_given_ones_and_differ_between_problems():
   init, _, _ = make(dtype=np.float32)
   params = [jnp.full(500, 0.5), jnp.full(500, 0.5)]
-  first, second = (np.asarray(tensor.log_rate) for tensor in init(params).parameters)
-  again = init(params).parameters[0].log_rate
-  other = init([params[0].at[7].set(0.25), params[1]]).parameters[0].log_rate
+  first, second = (np.asarray(tensor.log_rate) for tensor in init(params).tensors)
+  again = init(params).tensors[0].log_rate
+  other = init([params[0].at[7].set(0.25), params[1]]).tensors[0].log_rate
   np.testing.assert_array_equal(first, again)
   low, high = np.log(1e-6), np.log(1e-2)
   for rates in (first, second):
@@ -159,7 +159,7 @@ def test_rate_at_its_limit_stays_there_and_has_a_derivative():
     weights["output"]["rate"] = {"kernel": jnp.zeros(5), "bias": bias}
     weights["output"]["rate_momentum"] = jnp.array(-jnp.inf)
     tx = architecture.optimizer(weights)
-    return tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[1].parameters[0].log_rate[0]
+    return tx.update(jnp.ones(1), tx.init(jnp.ones(1)))[1].tensors.log_rate[0]
 
   value, derivative = jax.jit(jax.value_and_grad(log_rate))(jnp.array(100.0))
   assert (float(value), float(derivative)) == (33.0, 1.0)

@@ -6,6 +6,7 @@ Metz et al. (2022), "Practical tradeoffs between memory, compute, and performanc
 optimizers", appendix; the constants are those of its released code.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,6 +84,26 @@ class Accumulators(NamedTuple):
   momenta: jax.Array
   squares: jax.Array
   factored: tuple[jax.Array, ...]
+
+
+class VectorFeatures(NamedTuple):
+  """What the factored averages give, ``[N, *shape]`` with size one along an axis for rank two.
+
+  Attributes:
+    rows: the averages of rows.
+    columns: those of columns; for lower ranks than two, the same.
+    rsqrt_rows: 1 / sqrt(rows + 1e-8).
+    rsqrt_columns: likewise.
+    grad_factors: what the factored gradients are a product of, besides the gradient.
+    momenta_factors: likewise.
+  """
+
+  rows: jax.Array
+  columns: jax.Array
+  rsqrt_rows: jax.Array
+  rsqrt_columns: jax.Array
+  grad_factors: tuple[jax.Array, ...]
+  momenta_factors: tuple[jax.Array, ...]
 
 
 def factored_axes(shape: Sequence[int]) -> tuple[int, int] | None:
@@ -163,13 +184,19 @@ def update_accumulators(
     accumulators: the averages before.
   """
   decays = Decays(decays.momenta, *(jnp.clip(beta, 0.0, 1.0) for beta in decays[1:]))
-  square, axes = jnp.square(grad), factored_axes(grad.shape)
-  means = [square + _TINY]
-  if axes is not None:
-    means = [jnp.mean(means[0], axis, keepdims=True) for axis in reversed(axes)]
+  axes = factored_axes(grad.shape)
+  if axes is None:
+    means = [jnp.square(grad) + _TINY]
+  else:
+    # Each mean on its own, or XLA would write the squares for both.
+    copies = grad, jax.lax.optimization_barrier(grad)
+    means = [
+      jnp.mean(jnp.square(copy) + _TINY, axis, keepdims=True)
+      for copy, axis in zip(copies, reversed(axes), strict=True)
+    ]
   return Accumulators(
     mix(decays.momenta, accumulators.momenta, grad),
-    mix(decays.squares, accumulators.squares, square),
+    mix(decays.squares, accumulators.squares, jnp.square(grad)),
     tuple(
       mix(decays.factored, old, mean)
       for old, mean in zip(accumulators.factored, means, strict=True)
@@ -209,18 +236,38 @@ def feature_groups(
   Returns:
     One array a group, ``[features, *shape]``, with size one along axes on which it does not depend.
   """
-  momenta, squares, factored = accumulators
-  rsqrt_squares = jax.lax.rsqrt(squares + squares_epsilon)
+  vectors = vector_features(accumulators.factored, grad.shape, diagonal_epsilon)
+  return select_features(names, grad, param, accumulators, vectors, squares_epsilon)
+
+
+def vector_features(
+  factored: tuple[jax.Array, ...], shape: tuple[int, ...], diagonal_epsilon: float
+) -> VectorFeatures:
+  """What the factored averages of a tensor of this shape give."""
   rows, columns = factored if len(factored) == 2 else (factored[0], factored[0])
-  axes = factored_axes(grad.shape)
+  axes = factored_axes(shape)
   if axes is None:
-    factored_grads = grad * _floored_rsqrt(rows + _FLOOR)
-    factored_momenta = momenta * jax.lax.rsqrt(rows + diagonal_epsilon)
+    grad_factors = (_floored_rsqrt(rows + _FLOOR),)
+    momenta_factors = (jax.lax.rsqrt(rows + diagonal_epsilon),)
   else:
-    row_factor = _floored_rsqrt(rows / (jnp.mean(rows, 1 + axes[0], keepdims=True) + _FLOOR))
-    column_factor = _floored_rsqrt(columns)
-    factored_grads = grad * row_factor * column_factor
-    factored_momenta = momenta * row_factor * column_factor
+    means = jnp.mean(rows, 1 + axes[0], keepdims=True)
+    grad_factors = _floored_rsqrt(rows / (means + _FLOOR)), _floored_rsqrt(columns)
+    momenta_factors = grad_factors
+  roots = (jax.lax.rsqrt(x + 1e-8) for x in (rows, columns))
+  return VectorFeatures(rows, columns, *roots, grad_factors, momenta_factors)
+
+
+def select_features(
+  names: Sequence[str],
+  grad: jax.Array,
+  param: jax.Array,
+  accumulators: Accumulators,
+  vectors: VectorFeatures,
+  squares_epsilon: float,
+) -> list[jax.Array]:
+  """As `feature_groups`, for a part of a tensor, too, where the vectors are of the whole."""
+  momenta, squares, _ = accumulators
+  rsqrt_squares = jax.lax.rsqrt(squares + squares_epsilon)
   groups = {
     "grad": grad[None],
     "clipped_grad": jnp.clip(grad, -0.1, 0.1)[None],
@@ -229,13 +276,13 @@ def feature_groups(
     "squares": squares,
     "scaled_momenta": momenta * rsqrt_squares,
     "rsqrt_squares": rsqrt_squares,
-    "scaled_grads": grad * rsqrt_squares,
-    "factored_grads": factored_grads,
-    "rows": rows,
-    "columns": columns,
-    "rsqrt_rows": jax.lax.rsqrt(rows + 1e-8),
-    "rsqrt_columns": jax.lax.rsqrt(columns + 1e-8),
-    "factored_momenta": factored_momenta,
+    "scaled_grads": grad[None] * rsqrt_squares,
+    "factored_grads": math.prod(vectors.grad_factors, start=grad[None]),
+    "rows": vectors.rows,
+    "columns": vectors.columns,
+    "rsqrt_rows": vectors.rsqrt_rows,
+    "rsqrt_columns": vectors.rsqrt_columns,
+    "factored_momenta": math.prod(vectors.momenta_factors, start=momenta),
   }
   return [groups[name] for name in names]
 
@@ -253,13 +300,14 @@ def normalizers(
   Returns:
     One array a group, of size one along the axes of the means.
   """
+  return [rsqrt_mean(jnp.square(group), epsilon, last_axes) for group in groups]
 
-  def one(group: jax.Array) -> jax.Array:
-    axes = tuple(range(1, group.ndim))
-    axes = axes if last_axes is None else axes[-last_axes:]
-    return jax.lax.rsqrt(epsilon + jnp.mean(jnp.square(group), axes, keepdims=True))
 
-  return [one(group) for group in groups]
+def rsqrt_mean(squares: jax.Array, epsilon: float, last_axes: int | None) -> jax.Array:
+  """1 / sqrt(mean + epsilon) over all axes but the first, or over so many last ones."""
+  axes = tuple(range(1, squares.ndim))
+  axes = axes if last_axes is None else axes[-last_axes:]
+  return jax.lax.rsqrt(epsilon + jnp.mean(squares, axes, keepdims=True))
 
 
 def time_features(step: jax.Array, dtype: np.dtype) -> jax.Array:
@@ -276,8 +324,9 @@ def _with_one(shape: Sequence[int], axis: int) -> tuple[int, ...]:
 
 
 def mix(decays: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
+  """The averages beta old + (1 - beta) new for each of the decays, on the first axis of `old`."""
   decays = decays.reshape(-1, *(1,) * new.ndim)
-  return decays * old + (1 - decays) * new
+  return decays * old + (1 - decays) * new[None]
 
 
 def _floored_rsqrt(x: jax.Array) -> jax.Array:

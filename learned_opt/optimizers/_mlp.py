@@ -6,6 +6,10 @@ from collections.abc import Sequence
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+Layer = dict[str, jax.Array]
+Weights = dict[str, Layer]
 
 # Networks of so many weights at most, on tensors of so many coordinates at least, are computed
 # number by number.
@@ -25,7 +29,7 @@ def check_mlp_options(num_layers: int, hidden_size: int, **factors: float) -> No
 
 def init_mlp(
   key: chex.PRNGKey, num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int
-) -> dict[str, dict[str, jax.Array]]:
+) -> Weights:
   """Weights from a truncated normal of standard deviation 1 / sqrt(inputs), biases zero.
 
   Returns:
@@ -44,16 +48,12 @@ def init_mlp(
 
 
 def apply_mlp(
-  weights: dict[str, dict[str, jax.Array]],
+  weights: Weights,
   groups: Sequence[jax.Array],
   scales: Sequence[jax.Array],
   shared: jax.Array | None = None,
 ) -> list[jax.Array]:
   """A network with ReLU on the features of each coordinate of one tensor.
-
-  Small networks on large tensors are computed number by number, so that XLA makes one loop of
-  features and network and writes nothing but the outputs; others by matrix products, which compile
-  more quickly.
 
   Args:
     weights: of `init_mlp`, with a row of the first kernel for each feature, then for each of
@@ -65,55 +65,93 @@ def apply_mlp(
   Returns:
     The outputs, each of the tensor's shape.
   """
-  first, *others = weights.values()
-  kernel, bias = first["kernel"], first["bias"]
-  num_features = sum(group.shape[0] for group in groups)
-  if shared is not None:
-    bias = bias + shared @ kernel[num_features:]
-    kernel = kernel[:num_features]
-  if kernel.shape[0] != num_features:
-    raise ValueError(f"the network has {kernel.shape[0]} inputs, but got {num_features} features")
-  layers = [{"kernel": kernel, "bias": bias}, *others]
+  sizes = [group.shape[0] for group in groups]
+  kernels, layers = split_kernel(weights, sizes, shared)
   shape = jnp.broadcast_shapes(*(group.shape[1:] for group in groups))
-  small = sum(layer["kernel"].size for layer in layers) <= _MAX_UNROLLED_WEIGHTS
-  if small and math.prod(shape) >= _MIN_UNROLLED_SIZE:
-    return _by_number(layers, groups, scales)
-  return _by_products(layers, groups, scales, shape)
+  if is_small(weights) and math.prod(shape) >= _MIN_UNROLLED_SIZE:
+    full = [i for i, group in enumerate(groups) if group.shape[1:] == shape]
+    others = [i for i in range(len(groups)) if i not in full]
+    parts = jax.lax.optimization_barrier(
+      contributions(*([x[i] for i in others] for x in (kernels, groups, scales)))
+    )
+    return apply_by_number(
+      layers, *([x[i] for i in full] for x in (kernels, groups, scales)), parts
+    )
+  return _apply_by_products(layers, kernels, groups, scales, shape)
 
 
-def _by_products(layers, groups, scales, shape: tuple[int, ...]) -> list[jax.Array]:
-  def add(layer, x):
-    bias = layer["bias"].reshape(-1, *(1,) * len(shape))
-    return jnp.tensordot(layer["kernel"], x, ((0,), (0,))) + bias
-
-  x = jnp.concatenate(
-    [
-      jnp.broadcast_to(group * scale, (group.shape[0], *shape))
-      for group, scale in zip(groups, scales, strict=True)
-    ]
-  )
-  x = add(layers[0], x)
-  for layer in layers[1:]:
-    x = add(layer, jax.nn.relu(x))
-  return list(x)
+def is_small(weights: Weights) -> bool:
+  """Whether large tensors are better computed number by number than by matrix products."""
+  return sum(layer["kernel"].size for layer in weights.values()) <= _MAX_UNROLLED_WEIGHTS
 
 
-def _by_number(layers, groups, scales) -> list[jax.Array]:
+def first_inputs(weights: Weights, number: int) -> Weights:
+  """The network without those of its inputs that come later."""
+  name, layer = next(iter(weights.items()))
+  return {**weights, name: {**layer, "kernel": layer["kernel"][:number]}}
+
+
+def split_kernel(
+  weights: Weights, sizes: Sequence[int], shared: jax.Array | None
+) -> tuple[list[jax.Array], list[Layer]]:
+  """The first kernel's rows of each group, and all layers, the first with only its bias.
+
+  Args:
+    weights: of `init_mlp`.
+    sizes: of the groups.
+    shared: further inputs, which go into that bias.
+  """
+  first, *others = weights.values()
+  kernel, bias, number = first["kernel"], first["bias"], sum(sizes)
+  if shared is not None:
+    bias = bias + shared @ kernel[number:]
+    kernel = kernel[:number]
+  if kernel.shape[0] != number:
+    raise ValueError(f"the network has {kernel.shape[0]} inputs, but got {number} features")
+  return jnp.split(kernel, np.cumsum(sizes)[:-1]), [{"bias": bias}, *others]
+
+
+def contributions(
+  kernels: Sequence[jax.Array], groups: Sequence[jax.Array], scales: Sequence[jax.Array]
+) -> list[jax.Array]:
+  """What groups of equal shapes contribute to the first layer, ``[units, *shape]`` for each."""
+  parts: dict[tuple[int, ...], jax.Array] = {}
+  for kernel, group, scale in zip(kernels, groups, scales, strict=True):
+    part, shape = jnp.tensordot(kernel, group * scale, ((0,), (0,))), group.shape[1:]
+    parts[shape] = parts[shape] + part if shape in parts else part
+  return list(parts.values())
+
+
+def apply_by_number(
+  layers: Sequence[Layer],
+  kernels: Sequence[jax.Array],
+  groups: Sequence[jax.Array],
+  scales: Sequence[jax.Array],
+  parts: Sequence[jax.Array] = (),
+) -> list[jax.Array]:
+  """The network number by number: XLA makes one loop of it and writes nothing but the outputs.
+
+  Args:
+    layers: see `split_kernel`.
+    kernels: see `split_kernel`.
+    groups: features of the tensor's shape.
+    scales: see `apply_mlp`.
+    parts: of `contributions`, to be added to the first layer.
+
+  Returns:
+    The outputs.
+  """
   first, *others = layers
-  parts: dict[tuple[int, ...], list[tuple[jax.Array, jax.Array]]] = {}
-  index = 0
-  for group, scale in zip(groups, scales, strict=True):
-    for feature, factor in zip(group, scale, strict=True):
-      weight = first["kernel"][index].reshape(-1, *(1,) * feature.ndim) * factor
-      parts.setdefault(feature.shape, []).append((weight, feature))
-      index += 1
-  # Vectors of rows and of columns first: what varies with them only is computed once.
-  ordered = sorted(parts.items(), key=lambda item: math.prod(item[0]))
+  pairs = [
+    (weights[k].reshape(-1, *(1,) * feature.ndim) * scale[k], feature)
+    for weights, group, scale in zip(kernels, groups, scales, strict=True)
+    for k, feature in enumerate(group)
+  ]
   hidden = []
-  for unit, bias in enumerate(first["bias"]):
-    for _, pairs in ordered:
-      bias = sum((weight[unit] * feature for weight, feature in pairs), start=bias)
-    hidden.append(bias)
+  for unit, x in enumerate(first["bias"]):
+    for part in parts:
+      x = x + part[unit]
+    hidden.append(sum((weight[unit] * feature for weight, feature in pairs), start=x))
   for layer in others:
     inputs = [jax.nn.relu(x) for x in hidden]
     hidden = [
@@ -121,3 +159,19 @@ def _by_number(layers, groups, scales) -> list[jax.Array]:
       for column, bias in zip(layer["kernel"].T, layer["bias"], strict=True)
     ]
   return hidden
+
+
+def _apply_by_products(layers, kernels, groups, scales, shape: tuple[int, ...]) -> list[jax.Array]:
+  def column(bias: jax.Array) -> jax.Array:
+    return bias.reshape(-1, *(1,) * len(shape))
+
+  first, *others = layers
+  inputs = [
+    jnp.broadcast_to(group * scale, (group.shape[0], *shape))
+    for group, scale in zip(groups, scales, strict=True)
+  ]
+  product = jnp.tensordot(jnp.concatenate(kernels), jnp.concatenate(inputs), ((0,), (0,)))
+  x = product + column(first["bias"])
+  for layer in others:
+    x = jnp.tensordot(layer["kernel"], jax.nn.relu(x), ((0,), (0,))) + column(layer["bias"])
+  return list(x)

@@ -28,10 +28,20 @@ class TensorwiseState(NamedTuple):
 
 # (shared, inputs, state) -> (outputs, state), for one tensor.
 TensorFunction = Callable[[Any, Any, Any], tuple[Any, Any]]
+GroupFunction = Callable[
+  [Any, Sequence[Any], Sequence[Any]], tuple[Sequence[Any], Sequence[Any]] | None
+]
+
+# Numbers in the inputs of a group, from which on its tensors are treated one after the other.
+_MIN_LARGE = 2**20
 
 
 def map_tensors(
-  function: TensorFunction, shared: chex.ArrayTree, inputs: Sequence[Any], states: Sequence[Any]
+  function: TensorFunction,
+  shared: chex.ArrayTree,
+  inputs: Sequence[Any],
+  states: Sequence[Any],
+  group_function: GroupFunction | None = None,
 ) -> tuple[list[Any], list[Any]]:
   """Applies a function to each tensor; those of equal shapes and dtypes are compiled once.
 
@@ -40,6 +50,8 @@ def map_tensors(
     shared: what all tensors have in common, such as weights and the step.
     inputs: for each tensor, for example its gradient and its parameters.
     states: for each tensor; what comes back has the same structure, shapes and dtypes.
+    group_function: ``(shared, inputs, states) -> (outputs, states)`` for tensors of equal shapes,
+      or None for those that it cannot take; another way to compute the same.
 
   Returns:
     The outputs and the states, in the order of the inputs.
@@ -57,11 +69,29 @@ def map_tensors(
   outputs: list[Any] = [None] * len(inputs)
   new_states: list[Any] = [None] * len(inputs)
   for indices in _groups(list(zip(inputs, states, strict=True))):
-    stacked = [_stack([trees[i] for i in indices]) for trees in (inputs, states)]
-    results = jax.vmap(function, in_axes=(None, 0, 0))(shared, *stacked)
-    for position, i in enumerate(indices):
-      outputs[i], new_states[i] = jax.tree.map(lambda leaf, at=position: leaf[at], results)
+    group = [[trees[i] for i in indices] for trees in (inputs, states)]
+    results = None if group_function is None else group_function(shared, *group)
+    if results is None:
+      results = _map_group(function, shared, *group)
+    for i, output, state in zip(indices, *results, strict=True):
+      outputs[i], new_states[i] = output, state
   return outputs, new_states
+
+
+def _map_group(
+  function: TensorFunction, shared: chex.ArrayTree, inputs: Sequence[Any], states: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+  """Side by side what is small, one after the other what is large."""
+  stacked = stack(inputs), stack(states)
+  if sum(leaf.size for leaf in jax.tree.leaves(inputs)) < _MIN_LARGE or len(inputs) == 1:
+    results = jax.vmap(function, in_axes=(None, 0, 0))(shared, *stacked)
+  else:
+    results = jax.lax.map(lambda one: function(shared, *one), stacked)
+  outputs, states = (
+    [jax.tree.map(lambda leaf, at=k: leaf[at], tree) for k in range(len(inputs))]
+    for tree in results
+  )
+  return outputs, states
 
 
 def tensorwise_transformation(
@@ -71,6 +101,7 @@ def tensorwise_transformation(
   update: TensorFunction,
   shared: Callable[[jax.Array], Any],
   shape_of_state: Callable[[Any], tuple[int, ...]],
+  group_function: GroupFunction | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """The transformation of a function of one tensor, its gradient and its parameters.
 
@@ -81,6 +112,7 @@ def tensorwise_transformation(
     update: see `update_tree`.
     shared: ``step -> shared``, what `update` gets for all tensors; `step` counts earlier updates.
     shape_of_state: see `update_tree`.
+    group_function: see `update_tree`.
 
   Returns:
     The transformation; it needs params, and ignores further keywords.
@@ -100,6 +132,7 @@ def tensorwise_transformation(
       shape_of_state,
       dtype=dtype,
       name=name,
+      group_function=group_function,
     )
     return updates, TensorwiseState(optax.safe_increment(state.step), tensors)
 
@@ -123,6 +156,7 @@ def update_tree(
   dtype: np.dtype,
   name: str,
   extras: Sequence[Any] | None = None,
+  group_function: GroupFunction | None = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
   """One update of a tree by a function of one tensor that reads its parameters.
 
@@ -138,6 +172,8 @@ def update_tree(
     dtype: in which to compute.
     name: of the optimizer, for errors.
     extras: one pytree a tensor, in the order of the tree's leaves, for what differs between them.
+    group_function: see `map_tensors`; its inputs have the dtypes that they come with, and its
+      updates those of the params. It gets no scalars.
 
   Returns:
     The updates and the states.
@@ -162,7 +198,8 @@ def update_tree(
 
   updates, new = [jnp.zeros_like(param) for _, param in tensors], list(parts)
   filled = [i for i, leaf in enumerate(leaves) if leaf.size]
-  results = map_tensors(one, shared, [inputs[i] for i in filled], [parts[i] for i in filled])
+  some = [inputs[i] for i in filled], [parts[i] for i in filled]
+  results = map_tensors(one, shared, *some, group_function)
   for i, update, state in zip(filled, *results, strict=True):
     updates[i], new[i] = update, state
   return treedef.unflatten(updates), treedef.unflatten(new)
@@ -221,5 +258,6 @@ def _groups(trees: Sequence[Any]) -> list[list[int]]:
   return list(groups.values())
 
 
-def _stack(trees: Sequence[Any]) -> Any:
+def stack(trees: Sequence[Any]) -> Any:
+  """One tree of all, with a first axis for them."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)

@@ -1,5 +1,6 @@
 """The update rule of VeLO and Celo: a small network on 30 features of each coordinate."""
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from learned_opt.optimizers import _features
-from learned_opt.optimizers._mlp import apply_mlp, init_mlp
+from learned_opt.optimizers._mlp import init_mlp
+from learned_opt.optimizers._rules import FeatureRule
 
 NUM_FEATURES = 30
 # The released code has a third output, which nothing reads.
@@ -34,32 +36,34 @@ def clip_param(param: jax.Array) -> jax.Array:
   return jnp.clip(param, -_MAX_PARAM, _MAX_PARAM)
 
 
-def update_tensor(
-  network: Any,
-  rate: jax.Array,
-  grad: jax.Array,
-  param: jax.Array,
-  accumulators: _features.Accumulators,
+def make_rule(
   exp_scale: float,
-) -> tuple[jax.Array, _features.Accumulators]:
-  """One update of one tensor: -rate RMS(param) d exp(exp_scale s), for the outputs d and s.
+  network: Callable[[Any, Any], Any],
+  rate: Callable[[Any, Any], jax.Array],
+) -> FeatureRule:
+  """The update -rate RMS(tensor) d exp(exp_scale s), for the outputs d and s of the network.
 
   Args:
-    network: the weights.
-    rate: scalar.
-    grad: of rank one at least; clipped to +-1000.
-    param: of the same shape.
-    accumulators: of `_features.init_accumulators`.
     exp_scale: factor of the output in the exponent.
-
-  Returns:
-    What is added, and the next running averages.
+    network: ``(shared, extra) -> weights`` of a tensor; see `FeatureRule`.
+    rate: ``(shared, extra) -> scalar``.
   """
-  grad, param = jnp.clip(grad, -_MAX_GRADIENT, _MAX_GRADIENT), clip_param(param)
-  accumulators = _features.update_accumulators(fixed_decays(grad.dtype), grad, accumulators)
-  groups = _features.feature_groups(
-    _features.VELO_GROUPS, grad, param, accumulators, diagonal_epsilon=0.0
+
+  def output(outputs: list[jax.Array], features: dict[str, jax.Array]) -> jax.Array:
+    del features
+    direction, magnitude = outputs
+    return direction * jnp.exp(exp_scale * magnitude)
+
+  def finish(shared: Any, extra: Any, param: jax.Array, direction: jax.Array) -> jax.Array:
+    size = jnp.sqrt(jnp.mean(jnp.square(clip_param(param))) + 1e-9)
+    return -(rate(shared, extra) * size) * direction
+
+  return FeatureRule(
+    groups=_features.VELO_GROUPS,
+    decays=lambda shared: fixed_decays(jax.tree.leaves(shared)[0].dtype),
+    network=network,
+    output=output,
+    finish=finish,
+    max_gradient=_MAX_GRADIENT,
+    diagonal_epsilon=0.0,
   )
-  direction, magnitude = apply_mlp(network, groups, _features.normalizers(groups))
-  scale = rate * jnp.sqrt(jnp.mean(jnp.square(param)) + 1e-9)
-  return -scale * direction * jnp.exp(exp_scale * magnitude), accumulators

@@ -9,11 +9,10 @@ from flax.core import FrozenDict
 
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers import _features
-from learned_opt.optimizers._mlp import apply_mlp, check_mlp_options, init_mlp
-from learned_opt.optimizers._tensors import tensorwise_transformation
+from learned_opt.optimizers._mlp import check_mlp_options, init_mlp
+from learned_opt.optimizers._rules import adafac_rule, feature_transformation
 
 _NUM_FEATURES = 28
-_MAX_GRADIENT = 1e6
 
 
 def adafac_mlp(
@@ -76,27 +75,19 @@ def _adafac_mlp(
     network = init_mlp(key, num_inputs, num_layers * (hidden_size,), 2)
     return {"decays": _features.init_offsets(), "network": network}
 
-  def update_tensor(shared, inputs, accumulators):
-    (network, decays, time), (grad, param) = shared, inputs
-    grad = jnp.clip(grad, -_MAX_GRADIENT, _MAX_GRADIENT)
-    accumulators = _features.update_accumulators(decays, grad, accumulators)
-    groups = _features.feature_groups(_features.ADAFAC_GROUPS, grad, param, accumulators)
-    direction, magnitude = apply_mlp(network, groups, _features.normalizers(groups), time)
-    return -output_scale * direction * jnp.exp(exp_scale * magnitude), accumulators
+  def output(outputs, features):
+    del features
+    direction, magnitude = outputs
+    return -output_scale * direction * jnp.exp(exp_scale * magnitude)
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     decays = _features.decays_of(meta_params["decays"])
-    dtype = decays.momenta.dtype
-
-    return tensorwise_transformation(
-      dtype,
-      "adafac_mlp",
-      init=lambda shape: _features.init_accumulators(shape, decays, dtype),
-      update=update_tensor,
-      shared=lambda step: (meta_params["network"], decays, _features.time_features(step, dtype)),
-      shape_of_state=lambda accumulators: accumulators.momenta.shape[1:],
+    shared = meta_params["network"], decays
+    return feature_transformation(
+      "adafac_mlp", rule, decays.momenta.dtype, lambda step: (*shared, step), decays
     )
 
+  rule = adafac_rule(output)
   config = FrozenDict(
     num_layers=num_layers,
     hidden_size=hidden_size,

@@ -109,9 +109,7 @@ def _celo(
       "scheduler": _scheduler.init_scheduler(scheduler_key, num_inputs, lstm_size, rate=1),
     }
 
-  def update_tensor(shared, inputs, accumulators):
-    (network, rate), (grad, param) = shared, inputs
-    return _velo_rule.update_tensor(network, rate, grad, param, accumulators, exp_scale)
+  rule = _velo_rule.make_rule(exp_scale, lambda shared, _: shared[0], lambda shared, _: shared[1])
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     scheduler, network = meta_params["scheduler"], meta_params["network"]
@@ -135,7 +133,7 @@ def _celo(
           scheduler, state.schedule, loss, state.step, planned
         )
       updates, tensors = update_tree(
-        update_tensor,
+        rule.update,
         (network, output_scale * factor),
         updates,
         params,
@@ -143,6 +141,7 @@ def _celo(
         lambda accumulators: accumulators.momenta.shape[1:],
         dtype=dtype,
         name="celo",
+        group_function=functools.partial(rule.update_group, dtype=dtype),
       )
       return updates, CeloState(state.step + 1, tensors, schedule)
 

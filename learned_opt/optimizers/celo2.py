@@ -13,14 +13,14 @@ from flax.core import FrozenDict
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers import _features
 from learned_opt.optimizers._features import Decays
-from learned_opt.optimizers._mlp import apply_mlp, check_mlp_options, init_mlp
+from learned_opt.optimizers._mlp import check_mlp_options, init_mlp
+from learned_opt.optimizers._rules import FeatureRule
 from learned_opt.optimizers._tensors import tensorwise_transformation
 
 _DECAYS = Decays((0.9, 0.99, 0.999), (0.95,), (0.9, 0.99, 0.999))
-_GROUPS = _features.VELO_GROUPS
 # What tensors of rank less than two have of them: they have neither rows nor columns.
-_VECTOR_GROUPS = _GROUPS[: _GROUPS.index("scaled_grads") + 1]
-_NUM_FEATURES, _NUM_VECTOR_FEATURES = 30, 15
+_VECTOR_GROUPS = _features.VELO_GROUPS[:9]
+_NUM_FEATURES = 30
 _MAX_GRADIENT = 1000.0
 _SQUARES_EPSILON = 1e-8
 _NORM_EPSILON = 1e-9
@@ -138,24 +138,9 @@ def _is_vector(shape: tuple[int, ...]) -> bool:
   return len(shape) < 2
 
 
-def _learned_direction(network, grad, param, accumulators, newton_schulz: bool) -> jax.Array:
-  """The network's output, orthogonal if so wished, with a root mean square of one."""
-  groups = _features.feature_groups(
-    _VECTOR_GROUPS if _is_vector(grad.shape) else _GROUPS,
-    grad,
-    param,
-    accumulators,
-    squares_epsilon=_SQUARES_EPSILON,
-  )
-  if _is_vector(grad.shape):
-    first = network["layer_0"]
-    network = {**network, "layer_0": {**first, "kernel": first["kernel"][:_NUM_VECTOR_FEATURES]}}
-  scales = _features.normalizers(groups, _NORM_EPSILON, last_axes=2)
-  (direction,) = apply_mlp(network, groups, scales)
-  if newton_schulz and not _is_vector(grad.shape):
-    direction = orthogonalize(direction)
-  (scale,) = _features.normalizers([direction[None]], _NORM_EPSILON, last_axes=2)
-  return direction * scale[0]
+def _rms_normalized(x: jax.Array) -> jax.Array:
+  """With a root mean square of one over the last two axes."""
+  return x * _features.rsqrt_mean(jnp.square(x)[None], _NORM_EPSILON, last_axes=2)[0]
 
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.
@@ -176,16 +161,31 @@ def _celo2(
       return AdamMoments(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
     return _features.init_accumulators(shape, _DECAYS, dtype)
 
+  def finish(shared, extra, param, direction):
+    del shared, extra
+    if newton_schulz and not _is_vector(param.shape):
+      direction = orthogonalize(direction)
+    return -learning_rate * (_rms_normalized(direction) + weight_decay * param)
+
+  rule = FeatureRule(
+    groups=_features.VELO_GROUPS,
+    decays=lambda shared: shared[1],
+    network=lambda shared, extra: shared[0],
+    output=lambda outputs, features: outputs[0],
+    finish=finish,
+    max_gradient=_MAX_GRADIENT,
+    vector_groups=_VECTOR_GROUPS,
+    squares_epsilon=_SQUARES_EPSILON,
+    norm_epsilon=_NORM_EPSILON,
+    last_axes=2,
+  )
+
   def update_tensor(shared, inputs, state):
-    (network, step), (grad, param), rate = shared, inputs, learning_rate
-    grad = jnp.clip(grad, -_MAX_GRADIENT, _MAX_GRADIENT)
-    if isinstance(state, AdamMoments):
-      rate = _ADAM_LEARNING_RATE * learning_rate
-      direction, state = _adam_direction(grad, state, step)
-    else:
-      decays = Decays(*(jnp.asarray(beta, grad.dtype) for beta in _DECAYS))
-      state = _features.update_accumulators(decays, grad, state)
-      direction = _learned_direction(network, grad, param, state, newton_schulz)
+    if not isinstance(state, AdamMoments):
+      return rule.update(shared, inputs, state)
+    (grad, param), step = inputs, shared[2]
+    direction, state = _adam_direction(rule.clip(grad), state, step)
+    rate = _ADAM_LEARNING_RATE * learning_rate
     return -rate * (direction + weight_decay * param), state
 
   def shape_of_state(state) -> tuple[int, ...]:
@@ -193,13 +193,15 @@ def _celo2(
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     dtype: np.dtype = meta_params["output"]["bias"].dtype
+    decays = Decays(*(jnp.asarray(betas, dtype) for betas in _DECAYS))
     return tensorwise_transformation(
       dtype,
       "celo2",
       init=functools.partial(init_tensor, dtype),
       update=update_tensor,
-      shared=lambda step: (meta_params, step),
+      shared=lambda step: (meta_params, decays, step),
       shape_of_state=shape_of_state,
+      group_function=functools.partial(rule.update_group, dtype=dtype),
     )
 
   config = FrozenDict(

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax.core import FrozenDict
 
@@ -18,19 +17,24 @@ from learned_opt.optimizers import _scheduler
 _MAX_GRADIENT = 1000.0
 
 
+class Moments(NamedTuple):
+  """Of one tensor: running means of the gradients and of their squares."""
+
+  mean: jax.Array
+  square: jax.Array
+
+
 class CeloAdamState(NamedTuple):
   """Optimizer state.
 
   Attributes:
     step: int32 scalar, the number of updates so far.
-    momenta: the params' tree, running means of the gradients.
-    squares: the params' tree, running means of their squares.
+    tensors: the params' tree, with the `Moments` of a tensor in its place.
     schedule: of the learned schedule.
   """
 
   step: jax.Array
-  momenta: Any
-  squares: Any
+  tensors: Any
   schedule: _scheduler.Schedule
 
 
@@ -109,36 +113,37 @@ def _celo_adam(
 
     def init_fn(params):
       _coordinates.count(params)
-      momenta, squares = (
-        jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype), params) for _ in range(2)
-      )
-      schedule = _scheduler.init_schedule(scheduler)
-      return CeloAdamState(jnp.zeros((), jnp.int32), momenta, squares, schedule)
+
+      def zeros(leaf):
+        return Moments(*(jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2)))
+
+      tensors = jax.tree.map(zeros, params)
+      return CeloAdamState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
-      _check(updates, params, state)
+      leaves, treedef, tensors = _check(updates, params, state)
       loss = _scheduler.scalar_loss("celo_adam", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")
       planned = _scheduler.planned_steps("celo_adam", num_steps, planned, dtype)
       factor, schedule = _scheduler.scheduled_rate(
         scheduler, state.schedule, loss, state.step, planned
       )
-      grads = jax.tree.map(
-        lambda grad: jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT), updates
-      )
       beta_1, beta_2 = jnp.asarray(decays, dtype)
-      momenta = _mix(beta_1, state.momenta, grads)
-      squares = _mix(beta_2, state.squares, jax.tree.map(jnp.square, grads))
       count = (state.step + 1).astype(dtype)
       rate = output_scale * factor / (1 - beta_1**count)
       bias = 1 - beta_2**count
 
-      def one(m, v, like):
-        step = -rate * m / (epsilon + jnp.sqrt(v / bias + 1e-10))
-        return step.astype(jnp.result_type(like))
+      def one(grad, moments, like):
+        grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
+        mean = beta_1 * moments.mean + (1 - beta_1) * grad
+        square = beta_2 * moments.square + (1 - beta_2) * jnp.square(grad)
+        step = -rate * mean / (epsilon + jnp.sqrt(square / bias + 1e-10))
+        return step.astype(jnp.result_type(like)), Moments(mean, square)
 
-      updates = jax.tree.map(one, momenta, squares, updates if params is None else params)
-      return updates, CeloAdamState(state.step + 1, momenta, squares, schedule)
+      likes = leaves if params is None else jax.tree.leaves(params)
+      pairs = [one(*all_three) for all_three in zip(leaves, tensors, likes, strict=True)]
+      updates, tensors = (treedef.unflatten(pair[k] for pair in pairs) for k in range(2))
+      return updates, CeloAdamState(state.step + 1, tensors, schedule)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -152,16 +157,17 @@ def _celo_adam(
   return LearnedOptimizer(init, optimizer, "celo_adam", config)
 
 
-def _check(grads: Any, params: Any, state: CeloAdamState) -> None:
+def _check(
+  grads: Any, params: Any, state: CeloAdamState
+) -> tuple[list[Any], jax.tree_util.PyTreeDef, list[Moments]]:
   _coordinates.check_gradients(grads, params)
-  shapes = [[np.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (grads, state.momenta)]
+  leaves, treedef = jax.tree.flatten(grads)
+  tensors = treedef.flatten_up_to(state.tensors)
+  shapes = [jnp.shape(leaf) for leaf in leaves], [moments.mean.shape for moments in tensors]
   if shapes[0] != shapes[1]:
-    found, expected = (sum(int(np.prod(shape)) for shape in one) for one in shapes)
+    found, expected = (sum(map(math.prod, one)) for one in shapes)
     raise ValueError(
       f"updates have {found} coordinates, but the optimizer's state was made for {expected}, or "
       "for tensors of other shapes: call tx.init with the params that these gradients belong to"
     )
-
-
-def _mix(beta: jax.Array, old: Any, new: Any) -> Any:
-  return jax.tree.map(lambda a, b: beta * a + (1 - beta) * b, old, new)
+  return leaves, treedef, tensors

@@ -25,7 +25,7 @@ _MAX_GRADIENT = 1e15
 _GATE_BIAS, _INPUT_DECAY_BIAS, _SCALE_DECAY_BIAS, _RATE_MOMENTUM = 2.2, 2.2, 3.2, 3.2
 
 
-class ParameterState(NamedTuple):
+class TensorState(NamedTuple):
   """State of the n coordinates of one tensor.
 
   Attributes:
@@ -49,14 +49,14 @@ class HierarchicalRNNState(NamedTuple):
   """Optimizer state.
 
   Attributes:
-    parameters: one `ParameterState` a tensor.
-    tensors: outputs of the RNN of each tensor, ``[tensors, tensor_size]``.
-    problem: outputs of the RNN of the problem, ``[problem_size]``.
+    tensors: the params' tree, with a `TensorState` in the place of a tensor.
+    of_tensors: outputs of the RNN of each tensor, ``[tensors, tensor_size]``.
+    of_problem: outputs of the RNN of the problem, ``[problem_size]``.
   """
 
-  parameters: tuple[ParameterState, ...]
-  tensors: jax.Array
-  problem: jax.Array
+  tensors: Any
+  of_tensors: jax.Array
+  of_problem: jax.Array
 
 
 def hierarchical_rnn(
@@ -138,9 +138,10 @@ def _hierarchical_rnn(
     def init_fn(params):
       _coordinates.count(params)
       start = meta_params["start"]
-      rates = _initial_log_rates(jax.tree.leaves(params), initial_rates, seed, dtype)
+      leaves, treedef = jax.tree.flatten(params)
+      rates = _initial_log_rates(leaves, initial_rates, seed, dtype)
       return HierarchicalRNNState(
-        tuple(_zero_state(rate, start["parameter"]) for rate in rates),
+        treedef.unflatten(_zero_state(rate, start["parameter"]) for rate in rates),
         _repeat(start["tensor"], len(rates)),
         jnp.array(start["problem"]),
       )
@@ -149,9 +150,13 @@ def _hierarchical_rnn(
       del extra_args
       _coordinates.check_gradients(updates, params)
       leaves, treedef = jax.tree.flatten(updates)
-      _check_sizes(leaves, state)
+      tensors = treedef.flatten_up_to(state.tensors)
+      _check_sizes(leaves, tensors)
       grads = [jnp.ravel(leaf).astype(dtype) for leaf in leaves]
-      steps, state = _step(meta_params, grads, state)
+      steps, tensors, of_tensors, of_problem = _step(
+        meta_params, grads, tensors, state.of_tensors, state.of_problem
+      )
+      state = HierarchicalRNNState(treedef.unflatten(tensors), of_tensors, of_problem)
       like = leaves if params is None else jax.tree.leaves(params)
       return treedef.unflatten(
         step.reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf))
@@ -231,11 +236,11 @@ def _initial_log_rates(
   return rates
 
 
-def _zero_state(log_rate: jax.Array, h: jax.Array) -> ParameterState:
+def _zero_state(log_rate: jax.Array, h: jax.Array) -> TensorState:
   (n,) = log_rate.shape
   zeros = functools.partial(jnp.zeros, dtype=h.dtype)
   # With decays of zero, the first step forgets the zeros that the means start with.
-  return ParameterState(
+  return TensorState(
     _repeat(h, n),
     zeros((n, _NUM_SCALES)),
     zeros((n, _NUM_SCALES)),
@@ -250,13 +255,14 @@ def _repeat(row: jax.Array, number: int) -> jax.Array:
   return jnp.zeros((number, 1), row.dtype) + row[None]
 
 
-def _check_sizes(grads: Sequence[jax.Array], state: HierarchicalRNNState) -> None:
+def _check_sizes(grads: Sequence[jax.Array], tensors: Sequence[TensorState]) -> None:
   found = [jnp.size(grad) for grad in grads]
-  expected = [tensor.log_rate.size for tensor in state.parameters]
+  expected = [tensor.log_rate.size for tensor in tensors]
   if found != expected:
     raise ValueError(
-      f"updates have {found} coordinates, but the optimizer's state was made for {expected}: call "
-      "tx.init with the params that these gradients belong to"
+      f"updates have {sum(found)} coordinates, but the optimizer's state was made for "
+      f"{sum(expected)}, or for tensors of other sizes: call tx.init with the params that these "
+      "gradients belong to"
     )
 
 
@@ -264,28 +270,32 @@ def _check_sizes(grads: Sequence[jax.Array], state: HierarchicalRNNState) -> Non
 
 
 def _step(
-  meta_params: Any, grads: list[jax.Array], state: HierarchicalRNNState
-) -> tuple[list[jax.Array], HierarchicalRNNState]:
-  """The updates, which are *added*, and the next state, for a ``[n]`` gradient a tensor."""
+  meta_params: Any,
+  grads: list[jax.Array],
+  tensors: list[TensorState],
+  of_tensors: jax.Array,
+  of_problem: jax.Array,
+) -> tuple[list[jax.Array], list[TensorState], jax.Array, jax.Array]:
+  """The updates, which are *added*, and the next of all else, for a ``[n]`` gradient a tensor."""
   if not grads:
-    return [], state
-  rates = [tensor.log_rate for tensor in state.parameters]
+    return [], [], of_tensors, of_problem
+  rates = [tensor.log_rate for tensor in tensors]
   mean_rate = jnp.sum(jnp.stack(list(map(jnp.sum, rates)))) / max(1, sum(r.size for r in rates))
-  from_problem = _affine(meta_params["problem_to_parameter"], state.problem)
-  biases = _affine(meta_params["tensor_to_parameter"], state.tensors) + from_problem[None]
-  outputs, parameters = map_tensors(
-    _step_tensor, (meta_params, mean_rate), list(zip(grads, biases, strict=True)), state.parameters
+  from_problem = _affine(meta_params["problem_to_parameter"], of_problem)
+  biases = _affine(meta_params["tensor_to_parameter"], of_tensors) + from_problem[None]
+  outputs, tensors = map_tensors(
+    _step_tensor, (meta_params, mean_rate), list(zip(grads, biases, strict=True)), tensors
   )
   updates, summaries = zip(*outputs, strict=True)
-  bias = _affine(meta_params["problem_to_tensor"], state.problem)
-  tensors = _gru(meta_params["tensor"], jnp.stack(summaries), state.tensors, bias[None])
-  problem = _gru(meta_params["problem"], jnp.mean(tensors, axis=0), state.problem)
-  return list(updates), HierarchicalRNNState(tuple(parameters), tensors, problem)
+  bias = _affine(meta_params["problem_to_tensor"], of_problem)
+  of_tensors = _gru(meta_params["tensor"], jnp.stack(summaries), of_tensors, bias[None])
+  of_problem = _gru(meta_params["problem"], jnp.mean(of_tensors, axis=0), of_problem)
+  return list(updates), tensors, of_tensors, of_problem
 
 
 def _step_tensor(
-  shared: tuple[Any, jax.Array], inputs: tuple[jax.Array, jax.Array], state: ParameterState
-) -> tuple[tuple[jax.Array, jax.Array], ParameterState]:
+  shared: tuple[Any, jax.Array], inputs: tuple[jax.Array, jax.Array], state: TensorState
+) -> tuple[tuple[jax.Array, jax.Array], TensorState]:
   """The updates ``[n]`` of one tensor, what its RNN sees, and the next state."""
   (meta_params, mean_rate), (grad, bias) = shared, inputs
   output = meta_params["output"]
@@ -297,7 +307,7 @@ def _step_tensor(
   size = jnp.sqrt(_mean(jnp.square(direction)) + 1e-16)
   log_rate = _straight_through_clip(state.log_rate + _affine(output["rate"], h))
   momentum = jax.nn.sigmoid(output["rate_momentum"])
-  new_state = ParameterState(
+  new_state = TensorState(
     h,
     means,
     squares,
@@ -321,7 +331,7 @@ def _features(scaled: jax.Array, squares: jax.Array, relative_rate: jax.Array) -
   return jnp.concatenate(parts, axis=1)
 
 
-def _running_means(grad: jax.Array, state: ParameterState) -> tuple[jax.Array, jax.Array]:
+def _running_means(grad: jax.Array, state: TensorState) -> tuple[jax.Array, jax.Array]:
   """The gradient's means on each time scale, twice as long as the one before; and their squares."""
   # d, d^1/2, d^1/4, d^1/8; the root has an infinite derivative at the zero that decays start with.
   positive = state.input_decay > 0

@@ -9,11 +9,10 @@ from flax.core import FrozenDict
 
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers import _features
-from learned_opt.optimizers._mlp import apply_mlp, check_mlp_options, init_mlp
-from learned_opt.optimizers._tensors import tensorwise_transformation
+from learned_opt.optimizers._mlp import check_mlp_options, init_mlp
+from learned_opt.optimizers._rules import adafac_rule, feature_transformation
 
 _NUM_FEATURES = 28
-_MAX_GRADIENT = 1e6
 
 
 def star(
@@ -112,34 +111,25 @@ def _star(
     network = init_mlp(key, num_inputs, num_layers * (hidden_size,), num_outputs)
     return {"decays": _features.init_offsets(), "network": network}
 
-  def update_tensor(shared, inputs, accumulators):
-    (network, decays, time), (grad, param) = shared, inputs
-    grad = jnp.clip(grad, -_MAX_GRADIENT, _MAX_GRADIENT)
-    accumulators = _features.update_accumulators(decays, grad, accumulators)
-    groups = _features.feature_groups(_features.ADAFAC_GROUPS, grad, param, accumulators)
-    by_name = dict(zip(_features.ADAFAC_GROUPS, groups, strict=True))
-    direction, magnitude, *others = apply_mlp(network, groups, _features.normalizers(groups), time)
+  def output(outputs, features):
+    direction, magnitude, *others = outputs
     nominal = others.pop(0) if learned_nominal else 1.0
     decay = others.pop(0) if learned_decay else 0.0
     step = output_scale * direction * jnp.exp(exp_scale * magnitude)
     if precondition:
-      step = step * by_name["rsqrt_squares"][0]
-    momenta = jnp.mean(by_name["scaled_momenta"], 0)
+      step = step * features["rsqrt_squares"][0]
+    momenta = jnp.mean(features["scaled_momenta"], 0)
     step = step + nominal_scale * jnp.exp(exp_scale * nominal) * momenta
-    return -(step + weight_decay * jnp.exp(exp_scale * decay) * param), accumulators
+    return -(step + weight_decay * jnp.exp(exp_scale * decay) * features["param"][0])
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     decays = _features.decays_of(meta_params["decays"])
-    dtype = decays.momenta.dtype
-    return tensorwise_transformation(
-      dtype,
-      "star",
-      init=lambda shape: _features.init_accumulators(shape, decays, dtype),
-      update=update_tensor,
-      shared=lambda step: (meta_params["network"], decays, _features.time_features(step, dtype)),
-      shape_of_state=lambda accumulators: accumulators.momenta.shape[1:],
+    shared = meta_params["network"], decays
+    return feature_transformation(
+      "star", rule, decays.momenta.dtype, lambda step: (*shared, step), decays
     )
 
+  rule = adafac_rule(output)
   config = FrozenDict(
     num_layers=num_layers,
     hidden_size=hidden_size,

@@ -1,6 +1,7 @@
 """VeLO (Metz et al. 2022): an LSTM for each tensor makes the network that updates it."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -179,14 +180,24 @@ def _velo(options: _Options) -> LearnedOptimizer:
       ),
     }
 
-  def update_tensor(shared, inputs, state: TensorState):
-    grad, param, tensor = inputs
-    # Of the arrays with one row a tensor, the one of this tensor.
-    network, rate = jax.tree.map(lambda rows: rows[tensor], shared)
-    update, accumulators = _velo_rule.update_tensor(
-      network, rate, grad, param, state.accumulators, options.exp_scale
-    )
+  def of_tensor(rows, tensor):
+    """Of arrays with a row for each tensor, that of one."""
+    return jax.tree.map(lambda leaf: leaf[tensor], rows)
+
+  rule = _velo_rule.make_rule(
+    options.exp_scale,
+    network=lambda shared, tensor: of_tensor(shared[0], tensor),
+    rate=lambda shared, tensor: of_tensor(shared[1], tensor),
+  )
+
+  def update(shared, inputs, state: TensorState):
+    update, accumulators = rule.update(shared, inputs, state.accumulators)
     return update, _with_statistics(accumulators)
+
+  def update_group(shared, inputs, states: Sequence[TensorState]):
+    accumulators = [state.accumulators for state in states]
+    results = rule.update_group(shared, inputs, accumulators, shared[1].dtype)
+    return results and (results[0], [_with_statistics(state) for state in results[1]])
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     scheduler, bank = meta_params["scheduler"], meta_params["bank"]
@@ -221,7 +232,7 @@ def _velo(options: _Options) -> LearnedOptimizer:
         cells = _scheduler.run_scheduler(scheduler, jnp.stack(rows), cells)
         shared = _mixed_networks(scheduler, bank, cells, options)
       updates, tensors = update_tree(
-        update_tensor,
+        update,
         shared,
         updates,
         params,
@@ -230,6 +241,7 @@ def _velo(options: _Options) -> LearnedOptimizer:
         dtype=dtype,
         name="velo",
         extras=row_numbers(updates),
+        group_function=update_group,
       )
       if options.bugged_lstm_state:
         cells = state.cells
