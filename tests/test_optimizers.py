@@ -121,7 +121,7 @@ def test_params_and_extra_keywords_are_optional(case, key):
   params = {"w": jnp.arange(1.0, 4.0)}
   grads, state = {"w": jnp.array([0.3, -2.0, 1e-4])}, tx.init(params)
   if case.reads_params:
-    with pytest.raises(ValueError, match="reads the parameters: call tx.update"):
+    with pytest.raises(ValueError, match=r"reads the parameters: call tx\.update"):
       tx.update(grads, state)
     plain, _ = jax.jit(tx.update)(grads, state, params)
   else:

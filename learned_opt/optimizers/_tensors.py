@@ -238,14 +238,14 @@ def filled_positions(tree: chex.ArrayTree) -> list[int]:
   return [i for i, leaf in enumerate(jax.tree.leaves(tree)) if jnp.size(leaf)]
 
 
-def row_numbers(tree: chex.ArrayTree) -> list[int]:
+def row_numbers(tree: chex.ArrayTree) -> list[np.int32]:
   """For each leaf its row in arrays with one row a leaf that has coordinates; else 0.
 
-  >>> row_numbers({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})
+  >>> list(map(int, row_numbers({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})))
   [0, 0, 1]
   """
   rows = {position: row for row, position in enumerate(filled_positions(tree))}
-  return [rows.get(i, 0) for i in range(len(jax.tree.leaves(tree)))]
+  return [np.int32(rows.get(i, 0)) for i in range(len(jax.tree.leaves(tree)))]
 
 
 def _groups(trees: Sequence[Any]) -> list[list[int]]:
