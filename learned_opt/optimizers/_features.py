@@ -174,7 +174,10 @@ def init_accumulators(shape: Sequence[int], numbers: Decays, dtype: np.dtype) ->
 
 
 def update_accumulators(
-  decays: Decays, grad: jax.Array, accumulators: Accumulators
+  decays: Decays,
+  grad: jax.Array,
+  accumulators: Accumulators,
+  means: Sequence[jax.Array] | None = None,
 ) -> Accumulators:
   """The averages after one more gradient.
 
@@ -182,26 +185,27 @@ def update_accumulators(
     decays: of the dtype of the averages. Those of squares count as what is nearest in [0, 1].
     grad: the gradient, of the tensor's shape and that dtype.
     accumulators: the averages before.
+    means: of `factored_means`, where they are known.
   """
   decays = Decays(decays.momenta, *(jnp.clip(beta, 0.0, 1.0) for beta in decays[1:]))
-  axes = factored_axes(grad.shape)
-  if axes is None:
-    means = [jnp.square(grad) + _TINY]
-  else:
-    # Each mean on its own, or XLA would write the squares for both.
-    copies = grad, jax.lax.optimization_barrier(grad)
-    means = [
-      jnp.mean(jnp.square(copy) + _TINY, axis, keepdims=True)
-      for copy, axis in zip(copies, reversed(axes), strict=True)
-    ]
+  square = jnp.square(grad)
+  means = factored_means(square) if means is None else means
   return Accumulators(
     mix(decays.momenta, accumulators.momenta, grad),
-    mix(decays.squares, accumulators.squares, jnp.square(grad)),
+    mix(decays.squares, accumulators.squares, square),
     tuple(
-      mix(decays.factored, old, mean)
+      mix(decays.factored, old, mean + _TINY)
       for old, mean in zip(accumulators.factored, means, strict=True)
     ),
   )
+
+
+def factored_means(square: jax.Array) -> list[jax.Array]:
+  """What is averaged in `Accumulators.factored`: means over rows and columns, or all squares."""
+  axes = factored_axes(square.shape)
+  if axes is None:
+    return [square]
+  return [jnp.mean(square, axis, keepdims=True) for axis in reversed(axes)]
 
 
 def feature_groups(

@@ -86,9 +86,15 @@ class FeatureRule(NamedTuple):
     direction = self.output(outputs, dict(zip(names, groups, strict=True)))
     return self.finish(shared, extra, param, direction), state
 
-  def accumulate(self, shared: Any, grad: jax.Array, state: Accumulators) -> Accumulators:
+  def accumulate(
+    self,
+    shared: Any,
+    grad: jax.Array,
+    state: Accumulators,
+    means: Sequence[jax.Array] | None = None,
+  ) -> Accumulators:
     """The running averages with this gradient in them."""
-    return _features.update_accumulators(self.decays(shared), self.clip(grad), state)
+    return _features.update_accumulators(self.decays(shared), self.clip(grad), state, means)
 
   def clip(self, grad: jax.Array) -> jax.Array:
     """The gradient that the rule sees."""
@@ -121,9 +127,10 @@ class FeatureRule(NamedTuple):
     weights = jax.vmap(self.network, (None, 0), axis_size=number)(shared, extra)
     if not _mlp.is_small(jax.tree.map(lambda leaf: leaf[0], weights)):
       return None
+    means = _factored_means(self, grads, dtype)
     states = [
-      self.accumulate(shared, grad.astype(dtype), state)
-      for grad, state in zip(grads, states, strict=True)
+      self.accumulate(shared, grad.astype(dtype), state, tuple(mean[k] for mean in means))
+      for k, (grad, state) in enumerate(zip(grads, states, strict=True))
     ]
     directions = _directions(self, shared, weights, grads, params, states, dtype)
     updates: list[jax.Array] = []
@@ -185,6 +192,42 @@ def feature_transformation(
 _VECTORS = ("rows", "columns", "rsqrt_rows", "rsqrt_columns")
 
 
+def _factored_means(
+  rule: FeatureRule, grads: Sequence[jax.Array], dtype: np.dtype
+) -> list[jax.Array]:
+  """As `_features.factored_means` of the squares of all gradients, stacked."""
+  shape, number = grads[0].shape, len(grads)
+  block = _block_size(shape, number)
+
+  def add(index: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    over_last, sums = carry
+    squares = jnp.square(rule.clip(_rows_of_all(grads, index, block, dtype)))
+    rows = jnp.mean(squares, -1, keepdims=True)
+    axis = over_last.ndim - 2
+    over_last = jax.lax.dynamic_update_slice_in_dim(over_last, rows, index * block, axis)
+    return over_last, sums + squares
+
+  zeros = (
+    jnp.zeros((number, *shape[:-1], 1), dtype),
+    jnp.zeros((number, *shape[:-2], block, shape[-1]), dtype),
+  )
+  over_last, sums = jax.lax.fori_loop(0, shape[-2] // block, add, zeros)
+  means = over_last, jnp.sum(sums, -2, keepdims=True) / shape[-2]
+  # The first is the one over the largest axis.
+  axes = _features.factored_axes(shape)
+  return list(means if axes == (len(shape) - 2, len(shape) - 1) else means[::-1])
+
+
+def _rows(x: jax.Array, index: jax.Array, block: int) -> jax.Array:
+  return jax.lax.dynamic_slice_in_dim(x, index * block, block, x.ndim - 2)
+
+
+def _rows_of_all(
+  xs: Sequence[jax.Array], index: jax.Array, block: int, dtype: np.dtype
+) -> jax.Array:
+  return jnp.stack([_rows(x, index, block).astype(dtype) for x in xs])
+
+
 def _directions(
   rule: FeatureRule,
   shared: Any,
@@ -200,12 +243,6 @@ def _directions(
   num_blocks = shape[-2] // block
   names = [name for name in rule.groups if name not in _VECTORS]
 
-  def rows(x: jax.Array, index: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, index * block, block, x.ndim - 2)
-
-  def rows_of_all(xs: Sequence[jax.Array], index: jax.Array) -> jax.Array:
-    return jnp.stack([rows(x, index).astype(dtype) for x in xs])
-
   factored = _tensors.stack([state.factored for state in states])
   vectors = jax.vmap(lambda one: _features.vector_features(one, shape, rule.diagonal_epsilon))(
     factored
@@ -213,18 +250,18 @@ def _directions(
 
   def part_of(tree: chex.ArrayTree, index: jax.Array) -> Any:
     """Rows of what varies with them, the rest as it is."""
-    return jax.tree.map(lambda x: rows(x, index) if x.shape[-2] == shape[-2] else x, tree)
+    return jax.tree.map(lambda x: _rows(x, index, block) if x.shape[-2] == shape[-2] else x, tree)
 
   def features(index: jax.Array) -> list[jax.Array]:
     """Of some rows of all tensors, ``[tensors, features, *rows]``."""
     state = Accumulators(
-      rows_of_all([state.momenta for state in states], index),
-      rows_of_all([state.squares for state in states], index),
+      _rows_of_all([state.momenta for state in states], index, block, dtype),
+      _rows_of_all([state.squares for state in states], index, block, dtype),
       (),
     )
-    grad = rule.clip(rows_of_all(grads, index))
+    grad = rule.clip(_rows_of_all(grads, index, block, dtype))
     return jax.vmap(lambda *one: _features.select_features(names, *one, rule.squares_epsilon))(
-      grad, rows_of_all(params, index), state, part_of(vectors, index)
+      grad, _rows_of_all(params, index, block, dtype), state, part_of(vectors, index)
     )
 
   def add_squares(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
