@@ -252,22 +252,23 @@ def _directions(
     """Rows of what varies with them, the rest as it is."""
     return jax.tree.map(lambda x: _rows(x, index, block) if x.shape[-2] == shape[-2] else x, tree)
 
-  def features(index: jax.Array) -> list[jax.Array]:
-    """Of some rows of all tensors, ``[tensors, features, *rows]``."""
-    state = Accumulators(
-      _rows_of_all([state.momenta for state in states], index, block, dtype),
-      _rows_of_all([state.squares for state in states], index, block, dtype),
-      (),
-    )
-    grad = rule.clip(_rows_of_all(grads, index, block, dtype))
-    return jax.vmap(lambda *one: _features.select_features(names, *one, rule.squares_epsilon))(
-      grad, _rows_of_all(params, index, block, dtype), state, part_of(vectors, index)
-    )
+  def read(index: jax.Array) -> Any:
+    """Some rows of all tensors, ``[tensors, ..., rows, columns]``, for `features` of one."""
+    some = functools.partial(_rows_of_all, index=index, block=block, dtype=dtype)
+    averages = (some([getattr(state, name) for state in states]) for name in ("momenta", "squares"))
+    return some(grads), some(params), Accumulators(*averages, ()), part_of(vectors, index)
+
+  def features(grad, param, averages, vectors) -> list[jax.Array]:
+    grad = rule.clip(grad)
+    return _features.select_features(names, grad, param, averages, vectors, rule.squares_epsilon)
 
   def add_squares(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-    return [x + jnp.square(group) for x, group in zip(sums, features(index), strict=True)]
+    groups = jax.vmap(features)(*read(index))
+    return [x + jnp.square(group) for x, group in zip(sums, groups, strict=True)]
 
-  zeros = [jnp.zeros(x.shape, dtype) for x in jax.eval_shape(features, jnp.zeros((), jnp.int32))]
+  first = jnp.zeros((), jnp.int32)
+  like = jax.eval_shape(lambda index: jax.vmap(features)(*read(index)), first)
+  zeros = [jnp.zeros(x.shape, dtype) for x in like]
   sums = jax.lax.fori_loop(0, num_blocks, add_squares, zeros)
   full_scales = jax.vmap(
     lambda squares: [
@@ -292,14 +293,24 @@ def _directions(
   # Vectors count little, and would be computed again for each coordinate.
   layers, kernels, parts = jax.lax.optimization_barrier(prepared)
 
-  def direction(layers, kernels, groups, scales, parts) -> jax.Array:
+  def direction(one) -> jax.Array:
+    (layers, kernels, scales), parts, rows = one
+    groups = features(*rows)
     outputs = _mlp.apply_by_number(layers, kernels, groups, scales, parts)
     return rule.output(outputs, dict(zip(names, groups, strict=True)))
 
   def write(index: jax.Array, whole: list[jax.Array]) -> list[jax.Array]:
-    part = jax.vmap(direction)(layers, kernels, features(index), full_scales, part_of(parts, index))
-    # Each tensor's rows would be computed on their own, otherwise.
-    part = jax.lax.optimization_barrier(part)
+    # One tensor after the other: XLA's code for different weights side by side is slow. A
+    # conditional, which is always taken, keeps the computation apart from the writing: else XLA
+    # would make one loop of both, which is slow, too.
+    own = layers, kernels, full_scales
+    always = jax.lax.optimization_barrier(index < num_blocks)
+
+    def one(tensor) -> jax.Array:
+      like = jax.eval_shape(direction, tensor)
+      return jax.lax.cond(always, direction, lambda _: jnp.zeros(like.shape, like.dtype), tensor)
+
+    part = jax.lax.map(one, (own, part_of(parts, index), read(index)))
     return [
       jax.lax.dynamic_update_slice_in_dim(x, part[k], index * block, x.ndim - 2)
       for k, x in enumerate(whole)
