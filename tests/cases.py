@@ -34,6 +34,7 @@ class OptimizerCase:
     state_like_params: whether the state has a part of its own for each tensor.
     random_init: whether different keys give different meta-params.
     bounded: whether updates are finite for all finite gradients.
+    reads_loss: whether updates depend on the loss; `make` gives it where an update does not.
   """
 
   make: Callable[[], learned_opt.LearnedOptimizer]
@@ -44,6 +45,7 @@ class OptimizerCase:
   state_like_params: bool = False
   random_init: bool = True
   bounded: bool = True
+  reads_loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +241,7 @@ OPTIMIZERS = {
   "celo": tensorwise(
     lambda: given(optimizers.celo(3, 1, 4, num_steps=20), value=1.0),
     num_meta_params=_schedule_size(18, 3) + (30 + 1) * 4 + (4 + 1) * 2,
+    reads_loss=True,
   ),
   "celo2": tensorwise(
     lambda: optimizers.celo2(weight_decay=0.1), num_meta_params=30 * 8 + 8 + 8 * 8 + 8 + 8 + 1
@@ -247,6 +250,7 @@ OPTIMIZERS = {
     tensorwise(
       lambda: given(optimizers.celo_adam(3, num_steps=20), value=1.0),
       num_meta_params=_schedule_size(18, 3),
+      reads_loss=True,
     ),
     reads_params=False,
   ),
@@ -305,6 +309,7 @@ OPTIMIZERS = {
     + 16
     + (54 + 1) * 4
     + (4 + 1) * 18,
+    reads_loss=True,
   ),
   "star": tensorwise(
     lambda: optimizers.star(1, 3, weight_decay=0.1, learned_nominal=True, learned_decay=True),
@@ -313,6 +318,7 @@ OPTIMIZERS = {
   "velo": tensorwise(
     lambda: given(optimizers.velo(3, 2, 1, 4, bank_scale=1.0, num_steps=20), value=1.0),
     num_meta_params=_schedule_size(30, 3) + (3 + 1) * 2 + 2 * ((30 + 1) * 4 + (4 + 1) * 2),
+    reads_loss=True,
   ),
 }
 

@@ -295,7 +295,7 @@ def test_the_optax_form_equals_the_meta_training_form(case, tmp_path):
   @jax.jit
   def step(params, opt_state):
     loss, grads = jax.value_and_grad(optimizee.loss)(params, start.constants, (), start.key)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    updates, opt_state = tx.update(grads, opt_state, params, value=loss)
     return optax.apply_updates(params, updates), opt_state, loss
 
   params, opt_state, losses = start.params, tx.init(start.params), []

