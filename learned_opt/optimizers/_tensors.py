@@ -132,6 +132,7 @@ def tensorwise_transformation(
       shape_of_state,
       dtype=dtype,
       name=name,
+      init=init,
       group_function=group_function,
     )
     return updates, TensorwiseState(optax.safe_increment(state.step), tensors)
@@ -155,6 +156,7 @@ def update_tree(
   *,
   dtype: np.dtype,
   name: str,
+  init: Callable[[tuple[int, ...]], Any],
   extras: Sequence[Any] | None = None,
   group_function: GroupFunction | None = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
@@ -171,6 +173,7 @@ def update_tree(
     shape_of_state: the shape of the tensor that a state was made for.
     dtype: in which to compute.
     name: of the optimizer, for errors.
+    init: what `init_tree` was given.
     extras: one pytree a tensor, in the order of the tree's leaves, for what differs between them.
     group_function: see `map_tensors`; its inputs have the dtypes that they come with, and its
       updates those of the params. It gets no scalars.
@@ -182,7 +185,7 @@ def update_tree(
     TypeError: if a gradient is not real floating point.
     ValueError: if there are no params, or the trees or the state do not agree.
   """
-  parts = check_tensors(grads, params, states, shape_of_state, name)
+  parts = check_tensors(grads, params, states, init, shape_of_state, name)
   leaves, treedef = jax.tree.flatten(grads)
   # Where there are no leaves, the params may be None.
   tensors = list(zip(leaves, jax.tree.leaves(params), strict=True))
@@ -209,6 +212,7 @@ def check_tensors(
   grads: chex.ArrayTree,
   params: chex.ArrayTree | None,
   states: chex.ArrayTree,
+  init: Callable[[tuple[int, ...]], Any],
   shape_of_state: Callable[[Any], tuple[int, ...]],
   name: str,
 ) -> list[Any]:
@@ -218,7 +222,10 @@ def check_tensors(
     raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
   leaves, treedef = jax.tree.flatten(grads)
   # Where there are no leaves, neither the params nor the states have any.
-  parts = treedef.flatten_up_to(states)
+  parts = [
+    as_made(part, jnp.shape(leaf) or (1,), init)
+    for part, leaf in zip(treedef.flatten_up_to(states), leaves, strict=True)
+  ]
   shapes = [shape_of_state(state) for state in parts]
   if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
     found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
@@ -227,6 +234,25 @@ def check_tensors(
       "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
     )
   return parts
+
+
+def as_made(state: Any, shape: tuple[int, ...], init: Callable[[tuple[int, ...]], Any]) -> Any:
+  """A tensor's state in the types that `init` gave it.
+
+  `flax.nnx` keeps it as nested mappings, with the names of fields and positions as keys.
+  """
+  like = jax.eval_shape(lambda: init(shape))
+  if jax.tree.structure(state) == jax.tree.structure(like):
+    return state
+  leaves = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+  paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
+  if set(paths) != set(leaves):
+    return state
+  return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in paths])
+
+
+def _names(path: jax.tree_util.KeyPath) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def filled_positions(tree: chex.ArrayTree) -> list[int]:

@@ -117,9 +117,11 @@ def _celo(
     if phase == 2:
       network = jax.lax.stop_gradient(network)
 
+    def init_tensor(shape):
+      return _features.init_accumulators(shape, _velo_rule.fixed_decays(dtype), dtype)
+
     def init_fn(params):
-      decays = _velo_rule.fixed_decays(dtype)
-      tensors = init_tree(lambda s: _features.init_accumulators(s, decays, dtype), params)
+      tensors = init_tree(init_tensor, params)
       return CeloState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
@@ -141,6 +143,7 @@ def _celo(
         lambda accumulators: accumulators.momenta.shape[1:],
         dtype=dtype,
         name="celo",
+        init=init_tensor,
         group_function=functools.partial(rule.update_group, dtype=dtype),
       )
       return updates, CeloState(state.step + 1, tensors, schedule)

@@ -165,15 +165,15 @@ def _rnn_mlp(
     dtype = start["h"].dtype
     zeros = functools.partial(jnp.zeros, dtype=dtype)
 
-    def init_fn(params):
-      def one(shape):
-        by_decay = len(_DECAYS), *shape
-        from_network = zeros(_FROM_NETWORK) + start["from_network"]
-        return TensorState(zeros(by_decay), zeros(by_decay), from_network)
+    def init_tensor(shape):
+      by_decay = len(_DECAYS), *shape
+      from_network = zeros(_FROM_NETWORK) + start["from_network"]
+      return TensorState(zeros(by_decay), zeros(by_decay), from_network)
 
+    def init_fn(params):
       return RNNMLPState(
         step=jnp.zeros((), jnp.int32),
-        tensors=init_tree(one, params),
+        tensors=init_tree(init_tensor, params),
         cells=_scheduler.start_cells(meta_params, len(filled_positions(params))),
         from_lstms=zeros(_FROM_LSTMS) + start["from_lstms"],
         losses=LossState(zeros(()), zeros(())),
@@ -181,13 +181,13 @@ def _rnn_mlp(
       )
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
-      check_tensors(updates, params, state.tensors, _shape, "rnn_mlp")
+      parts = check_tensors(updates, params, state.tensors, init_tensor, _shape, "rnn_mlp")
       loss = _scheduler.scalar_loss("rnn_mlp", extra_args.get("value"), dtype)
       losses, loss_features = _observe_loss(state.losses, loss, state.step)
       grads, gradient_size = _clip(updates, state, dtype)
       tensors, cells, from_lstms, shared = state.tensors, state.cells, state.from_lstms, ()
       if filled := filled_positions(grads):
-        statistics, tensors = _observe(grads, params, tensors, dtype)
+        statistics, tensors = _observe(grads, params, parts, dtype)
         rows = [jnp.concatenate([from_lstms, *row, loss_features]) for row in statistics]
         cells = _scheduler.run_lstm(meta_params["lstm"], jnp.stack(rows), cells)
         from_lstms = jnp.mean(_scheduler.affine(meta_params["to_lstms"], cells.h), axis=0)
@@ -203,6 +203,7 @@ def _rnn_mlp(
         _shape,
         dtype=dtype,
         name="rnn_mlp",
+        init=init_tensor,
         extras=row_numbers(grads),
       )
       return updates, RNNMLPState(state.step + 1, tensors, cells, from_lstms, losses, gradient_size)
@@ -258,18 +259,17 @@ def _time_features(step: jax.Array, dtype: np.dtype) -> jax.Array:
 
 
 def _observe(
-  grads: chex.ArrayTree, params: chex.ArrayTree, states: chex.ArrayTree, dtype: np.dtype
+  grads: chex.ArrayTree, params: chex.ArrayTree, states: list[Any], dtype: np.dtype
 ) -> tuple[list[Any], chex.ArrayTree]:
   """What the LSTM sees of each tensor with coordinates, and the next running averages of all."""
-  treedef = jax.tree.structure(grads)
-  parts, leaves = treedef.flatten_up_to(states), jax.tree.leaves(grads)
+  leaves, treedef = jax.tree.flatten(grads)
   of_params = [jnp.asarray(leaf, dtype) for leaf in jax.tree.leaves(params)]
   filled = filled_positions(grads)
   inputs = [(leaves[i], of_params[i]) for i in filled]
-  statistics, new = map_tensors(_observe_tensor, (), inputs, [parts[i] for i in filled])
+  statistics, new = map_tensors(_observe_tensor, (), inputs, [states[i] for i in filled])
   for i, state in zip(filled, new, strict=True):
-    parts[i] = state
-  return statistics, treedef.unflatten(parts)
+    states[i] = state
+  return statistics, treedef.unflatten(states)
 
 
 def _observe_tensor(

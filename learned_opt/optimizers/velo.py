@@ -203,19 +203,18 @@ def _velo(options: _Options) -> LearnedOptimizer:
     scheduler, bank = meta_params["scheduler"], meta_params["bank"]
     dtype = scheduler["lstm"]["bias"].dtype
 
-    def init_fn(params):
+    def init_tensor(shape):
       decays = _velo_rule.fixed_decays(dtype)
+      return _zero_state(_features.init_accumulators(shape, decays, dtype))
 
-      def one(shape):
-        return _zero_state(_features.init_accumulators(shape, decays, dtype))
-
-      tensors = init_tree(one, params)
+    def init_fn(params):
+      tensors = init_tree(init_tensor, params)
       cells = _scheduler.start_cells(scheduler, len(filled_positions(params)))
       step = jnp.zeros((), jnp.int32)
       return VeLOState(step, tensors, cells, _scheduler.init_losses(dtype))
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
-      tensors = check_tensors(updates, params, state.tensors, _shape, "velo")
+      tensors = check_tensors(updates, params, state.tensors, init_tensor, _shape, "velo")
       loss = _scheduler.scalar_loss("velo", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")
       planned = _scheduler.planned_steps("velo", options.num_steps, planned, dtype)
@@ -240,6 +239,7 @@ def _velo(options: _Options) -> LearnedOptimizer:
         _shape,
         dtype=dtype,
         name="velo",
+        init=init_tensor,
         extras=row_numbers(updates),
         group_function=update_group,
       )
