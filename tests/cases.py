@@ -244,7 +244,8 @@ OPTIMIZERS = {
     reads_loss=True,
   ),
   "celo2": tensorwise(
-    lambda: optimizers.celo2(weight_decay=0.1), num_meta_params=30 * 8 + 8 + 8 * 8 + 8 + 8 + 1
+    lambda: optimizers.celo2(weight_decay=0.1, newton_schulz=False, num_layers=1, hidden_size=3),
+    num_meta_params=(30 + 1) * 3 + (3 + 1),
   ),
   "celo_adam": dataclasses.replace(
     tensorwise(

@@ -80,6 +80,14 @@ def apply_mlp(
   return _apply_by_products(layers, kernels, groups, scales, shape)
 
 
+def join(weights: Weights, groups: Sequence[jax.Array]) -> list[jax.Array]:
+  """All features as one group where the network is to be computed by matrix products."""
+  shape = jnp.broadcast_shapes(*(group.shape[1:] for group in groups))
+  if is_small(weights) and math.prod(shape) >= _MIN_UNROLLED_SIZE:
+    return list(groups)
+  return [jnp.concatenate([jnp.broadcast_to(x, (x.shape[0], *shape)) for x in groups])]
+
+
 def is_small(weights: Weights) -> bool:
   """Whether large tensors are better computed number by number than by matrix products."""
   return sum(layer["kernel"].size for layer in weights.values()) <= _MAX_UNROLLED_WEIGHTS

@@ -82,7 +82,8 @@ class FeatureRule(NamedTuple):
       names, groups = self.vector_groups, groups[: len(self.vector_groups)]
       weights = _mlp.first_inputs(weights, sum(group.shape[0] for group in groups))
     further = None if self.inputs is None else self.inputs(shared)
-    outputs = _mlp.apply_mlp(weights, groups, self.normalizers(groups), further)
+    joined = _mlp.join(weights, groups)
+    outputs = _mlp.apply_mlp(weights, joined, self.normalizers(joined), further)
     direction = self.output(outputs, dict(zip(names, groups, strict=True)))
     return self.finish(shared, extra, param, direction), state
 
