@@ -274,16 +274,18 @@ def _zero_state(accumulators: _features.Accumulators) -> TensorState:
 
 def _with_statistics(accumulators: _features.Accumulators) -> TensorState:
   """Computes what the LSTM will see of the averages in the next step, while they are at hand."""
-  momenta, squares = accumulators.momenta, accumulators.squares
-  axes = tuple(range(1, momenta.ndim))
-  means = jnp.mean(momenta, axes, keepdims=True)
-  return TensorState(
-    accumulators,
-    jnp.mean(jnp.square(momenta - means), axes),
-    jnp.mean(squares, axes),
-    # As published: not the variance of the squares.
-    jnp.mean(jnp.square(squares - means), axes),
-  )
+  means, variances = _moments(accumulators.momenta)
+  square_mean, square_variance = _moments(accumulators.squares)
+  # As published: the distance of the squares to the momenta's means, not to their own.
+  distances = square_variance + jnp.square(square_mean - means)
+  return TensorState(accumulators, variances, square_mean, distances)
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Means and variances over all axes but the first."""
+  axes = tuple(range(1, x.ndim))
+  means = jnp.mean(x, axes, keepdims=True)
+  return means.reshape(-1), jnp.mean(jnp.square(x - means), axes)
 
 
 def _tensor_features(
