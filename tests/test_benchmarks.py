@@ -307,12 +307,16 @@ def test_meta_gradient_rows(cached):
   assert json.loads(json.dumps(report.to_json(), allow_nan=False))["rows"] == report.rows
 
 
-def test_update_rows(monkeypatch):
-  def in_this_process(specifications, rounds, say):
+@pytest.fixture
+def in_this_process(monkeypatch):
+  def take_turns(specifications, rounds, say):
     answers = {name: serve(one, "repeat\n" * rounds) for name, one in specifications.items()}
     return {name: Measured(facts, repeated) for name, (facts, *repeated) in answers.items()}
 
-  monkeypatch.setattr(_processes, "take_turns", in_this_process)
+  monkeypatch.setattr(_processes, "take_turns", take_turns)
+
+
+def test_update_rows(in_this_process):
   report = benchmarks.update([16], paths=["plain", "adam"], rounds=1, lstm=TINY)
   plain, adam = report.rows
   assert (plain["case"], plain["path"], plain["ratio"]) == ("update-16", "plain", 1.0)
@@ -320,6 +324,21 @@ def test_update_rows(monkeypatch):
   assert plain["milliseconds_per_million"] == pytest.approx(plain["milliseconds"] * 62_500)
   assert (adam["times_adam"], adam["gflops"]) == (1.0, None)
   assert plain["state_bytes"] == 16 * 2 * 2 * 4
+
+
+def test_update_rows_of_other_optimizers(monkeypatch, in_this_process):
+  monkeypatch.setattr(_updates, "MATRIX_SIZE", 4)
+  report = benchmarks.update([35], optimizers=["learned_sgd", "nn_adam"], rounds=1, lstm=TINY)
+  assert [row["path"] for row in report.rows] == ["learned_sgd", "nn_adam", "adam"]
+  for row in report.rows:
+    assert (row["case"], row["error"]) == ("update-35-matrices", None)
+    assert is_positive(row, ("milliseconds", "times_adam", "compile_seconds"))
+  sgd, nn_adam, adam = report.rows
+  assert (sgd["state_bytes"], sgd["temporary_share"], adam["times_adam"]) == (0, None, 1.0)
+  assert adam["state_bytes"] == 2 * 35 * 4 + 4
+  # Two matrices and a vector, each with four numbers and an LSTM of 32 units; and the step.
+  assert nn_adam["state_bytes"] == 4 * (2 * 35 + 3 * (4 + 2 * 32) + 1)
+  assert nn_adam["temporary_share"] > 0
 
 
 def test_start_up_rows(monkeypatch):
@@ -383,6 +402,7 @@ def test_json_is_one_object_and_nothing_else(monkeypatch):
     (["meta-gradient", "--rounds", "0"], "rounds must be at least 1, got 0"),
     (["update", "--sizes", "10", "0"], "sizes must be at least 1, got 0"),
     (["update", "--paths", "adamm"], "did you mean 'adam'?"),
+    (["update", "--optimizers", "adafac"], "did you mean 'adafac_mlp'?"),
     (["start-up", "--case", "mnits"], "did you mean 'mnist'?"),
     (["start-up", "--rounds", "0"], "rounds must be at least 1"),
     (["meta-gradiant"], "meta-gradient"),

@@ -18,4 +18,5 @@ from learned_opt.benchmarks._meta_gradient import path_names as path_names
 from learned_opt.benchmarks._report import Report as Report
 from learned_opt.benchmarks._start_up import start_up as start_up
 from learned_opt.benchmarks._update import update as update
+from learned_opt.benchmarks._updates import UPDATE_OPTIMIZERS as UPDATE_OPTIMIZERS
 from learned_opt.benchmarks._updates import UPDATE_PATHS as UPDATE_PATHS

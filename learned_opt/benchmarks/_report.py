@@ -39,6 +39,7 @@ _COLUMNS: dict[str, tuple[str, float | None]] = {
   "peak_bytes": ("peak MB", 1e-6),
   "state_bytes": ("state MB", 1e-6),
   "planned_bytes": ("planned MB", 1e-6),
+  "temporary_share": ("temporary %", 100.0),
   "rounds": ("rounds", None),
   "data": ("data", None),
   "error": ("error", None),

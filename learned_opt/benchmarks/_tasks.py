@@ -5,6 +5,7 @@ A specification has ``task``, one of `TASKS`, ``cores``, whether the process is 
 task takes.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -166,19 +167,28 @@ def _meta_gradient(
 
 
 def _update(
-  size: int, path: str, case: list[Any], max_bytes: int | None, mesh: jax.sharding.Mesh | None
+  size: int,
+  path: str,
+  case: list[Any],
+  max_bytes: int | None,
+  mesh: jax.sharding.Mesh | None,
+  optimizer: str = _updates.LSTM,
 ) -> tuple[dict[str, Any], Run]:
-  """Calls of `tx.update` for a vector of so many parameters, which reuse the state's memory."""
-  lstm = _cases.make_lstm(_cases.Case(*case))
+  """Calls of `tx.update` for so many parameters, which reuse the state's memory."""
+  lstm = _updates.architecture_of(optimizer, _cases.make_lstm(_cases.Case(*case)))
   make = _updates.PATHS[path].make
   meta_params = lstm.init(jax.random.key(0))
-  params = _updates.shard(mesh, jnp.zeros(size))
-  grads = _updates.shard(mesh, jax.random.normal(jax.random.key(1), (size,)))
+  params, grads = jnp.zeros(size), jax.random.normal(jax.random.key(1), (size,))
+  if optimizer != _updates.LSTM:
+    params = _updates.matrices(jnp.zeros, size)
+    grads = _updates.matrices(functools.partial(jax.random.normal, jax.random.key(1)), size)
+  params, grads = _updates.shard(mesh, params), _updates.shard(mesh, grads)
   state = _updates.shard(mesh, make(lstm, meta_params).init(params))
   state_bytes = _num_bytes(state)
 
   def update(meta_params, grads, state, params):
-    return make(lstm, meta_params).update(grads, state, params)
+    tx = optax.with_extra_args_support(make(lstm, meta_params))
+    return tx.update(grads, state, params, value=jnp.ones(()))
 
   program, facts = compile_program(
     lambda: jax.jit(update, donate_argnums=2).lower(meta_params, grads, state, params), max_bytes
@@ -194,12 +204,15 @@ def _update(
     jax.block_until_ready((updates, state))
     return time.perf_counter() - start
 
+  known = path != "adam" and optimizer == _updates.LSTM
+  plan = program.memory_analysis()
   return {
     **facts,
     "units": None,
     "state_bytes": state_bytes,
+    "temporary_bytes": None if plan is None else plan.temp_size_in_bytes,
     "coordinates": size,
-    "flops_per_coordinate_step": _cases.forward_flops(meta_params) if path != "adam" else None,
+    "flops_per_coordinate_step": _cases.forward_flops(meta_params) if known else None,
   }, run
 
 

@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from learned_opt import _coordinates
+from learned_opt import _coordinates, optimizers
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers.lstm import CoordinatewiseLSTM
 
@@ -61,6 +61,47 @@ PATHS: dict[str, UpdatePath] = {
 }
 
 UPDATE_PATHS = tuple(PATHS)
+
+# The one whose paths those are; it updates one vector.
+LSTM = "lstm"
+
+# For how many steps those plan that do; it takes no time.
+_NUM_STEPS = 1000
+
+# Others, which update square matrices and know one path.
+_OTHERS: dict[str, Callable[[], LearnedOptimizer]] = {
+  "adafac_mlp": optimizers.adafac_mlp,
+  "celo": functools.partial(optimizers.celo, num_steps=_NUM_STEPS),
+  "celo2": optimizers.celo2,
+  "celo2_base": functools.partial(optimizers.celo2, newton_schulz=False),
+  "celo_adam": functools.partial(optimizers.celo_adam, num_steps=_NUM_STEPS),
+  "learned_sgd": optimizers.learned_sgd,
+  "mlp": optimizers.mlp,
+  "nn_adam": optimizers.nn_adam,
+  "star": optimizers.star,
+  "velo": functools.partial(optimizers.velo, num_steps=_NUM_STEPS),
+}
+
+UPDATE_OPTIMIZERS = (LSTM, *_OTHERS)
+
+# Of the matrices that the others update.
+MATRIX_SIZE = 1000
+
+
+def matrices(make: Callable[..., jax.Array], size: int) -> list[jax.Array]:
+  """So many numbers as square matrices, and what is left as a vector.
+
+  >>> [leaf.shape for leaf in matrices(jax.numpy.zeros, 2_000_003)]
+  [(1000, 1000), (1000, 1000), (3,)]
+  """
+  number, left = divmod(size, MATRIX_SIZE**2)
+  shapes = [(MATRIX_SIZE, MATRIX_SIZE)] * number + [(left,)] * bool(left)
+  return [make(shape) for shape in shapes]
+
+
+def architecture_of(optimizer: str, lstm: LearnedOptimizer) -> LearnedOptimizer:
+  """That of one of `UPDATE_OPTIMIZERS`; Adam has none, and gets the LSTM's."""
+  return _OTHERS[optimizer]() if optimizer in _OTHERS else lstm
 
 
 def shard(mesh: jax.sharding.Mesh | None, tree: Any) -> Any:

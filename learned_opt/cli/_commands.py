@@ -316,7 +316,7 @@ def _bench(options: _options.BenchOptions) -> int:
     if isinstance(one, _options.MetaGradientOptions):
       report = benchmarks.meta_gradient(one.cases, **common)
     elif isinstance(one, _options.UpdateOptions):
-      report = benchmarks.update(one.sizes, **common)
+      report = benchmarks.update(one.sizes, optimizers=one.optimizers, **common)
     else:
       report = benchmarks.start_up(one.case, **common)
   if session.json:

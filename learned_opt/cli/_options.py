@@ -193,9 +193,16 @@ class UpdateOptions:
     1_000_000,
     10_000_000,
   )
+  optimizers: Annotated[
+    tuple[str, ...],
+    arg(
+      help=f"which are measured: {', '.join(benchmarks.UPDATE_OPTIMIZERS)}; all but the first "
+      "update matrices of 1,000 x 1,000."
+    ),
+  ] = benchmarks.UPDATE_OPTIMIZERS[:1]
   paths: Annotated[
     tuple[str, ...],
-    arg(help=f"how the update is computed; the reference is {benchmarks.UPDATE_PATHS[0]}."),
+    arg(help=f"how the LSTM's update is computed; the reference is {benchmarks.UPDATE_PATHS[0]}."),
   ] = benchmarks.UPDATE_PATHS
   rounds: _Rounds = 5
   max_gigabytes: _MaxGigabytes = None

@@ -6,9 +6,8 @@ Metz et al. (2022), "Practical tradeoffs between memory, compute, and performanc
 optimizers", appendix; the constants are those of its released code.
 """
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,9 +65,9 @@ class Decays(NamedTuple):
     factored: of their squares' means over rows and over columns, ``[N]``.
   """
 
-  momenta: jax.Array
-  squares: jax.Array
-  factored: jax.Array
+  momenta: Any
+  squares: Any
+  factored: Any
 
 
 class Accumulators(NamedTuple):
@@ -258,8 +257,8 @@ def vector_features(
     means = jnp.mean(rows, 1 + axes[0], keepdims=True)
     grad_factors = _floored_rsqrt(rows / (means + _FLOOR)), _floored_rsqrt(columns)
     momenta_factors = grad_factors
-  roots = (jax.lax.rsqrt(x + 1e-8) for x in (rows, columns))
-  return VectorFeatures(rows, columns, *roots, grad_factors, momenta_factors)
+  rsqrt_rows, rsqrt_columns = (jax.lax.rsqrt(x + 1e-8) for x in (rows, columns))
+  return VectorFeatures(rows, columns, rsqrt_rows, rsqrt_columns, grad_factors, momenta_factors)
 
 
 def select_features(
@@ -282,12 +281,12 @@ def select_features(
     "scaled_momenta": momenta * rsqrt_squares,
     "rsqrt_squares": rsqrt_squares,
     "scaled_grads": grad[None] * rsqrt_squares,
-    "factored_grads": math.prod(vectors.grad_factors, start=grad[None]),
+    "factored_grads": _product(grad[None], vectors.grad_factors),
     "rows": vectors.rows,
     "columns": vectors.columns,
     "rsqrt_rows": vectors.rsqrt_rows,
     "rsqrt_columns": vectors.rsqrt_columns,
-    "factored_momenta": math.prod(vectors.momenta_factors, start=momenta),
+    "factored_momenta": _product(momenta, vectors.momenta_factors),
   }
   return [groups[name] for name in names]
 
@@ -339,6 +338,12 @@ def _differentiable_rsqrt(x: jax.Array) -> jax.Array:
   tiny = x < _MIN_DIFFERENTIABLE
   root = jax.lax.stop_gradient(jax.lax.rsqrt(x))
   return jnp.where(tiny, root, jax.lax.rsqrt(jnp.where(tiny, 1.0, x)))
+
+
+def _product(x: jax.Array, factors: Sequence[jax.Array]) -> jax.Array:
+  for factor in factors:
+    x = x * factor
+  return x
 
 
 def _floored_rsqrt(x: jax.Array) -> jax.Array:

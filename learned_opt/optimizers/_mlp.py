@@ -151,7 +151,7 @@ def apply_by_number(
   """
   first, *others = layers
   pairs = [
-    (weights[k].reshape(-1, *(1,) * feature.ndim) * scale[k], feature)
+    (weights[k].reshape(-1, *(1,) * feature.ndim) * scale[k][None], feature)
     for weights, group, scale in zip(kernels, groups, scales, strict=True)
     for k, feature in enumerate(group)
   ]

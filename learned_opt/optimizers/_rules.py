@@ -66,7 +66,8 @@ class FeatureRule(NamedTuple):
 
   def update(self, shared: Any, inputs: Any, state: Accumulators) -> tuple[jax.Array, Accumulators]:
     """The update of one tensor, a `_tensors.TensorFunction`."""
-    grad, param, extra = (*inputs, None)[:3]
+    grad, param, *own = inputs
+    extra = own[0] if own else None
     state = self.accumulate(shared, grad, state)
     grad = self.clip(grad)
     names, weights = self.groups, self.network(shared, extra)
