@@ -14,7 +14,7 @@ import pytest
 from cases import bowl, meta_params_of
 
 from learned_opt import Optimizee, estimators, meta_losses, optimizers
-from learned_opt.optimizers import _features, _mlp, _published, _rules, _tensors
+from learned_opt.optimizers import _by_rows, _features, _mlp, _published, _tensors
 from learned_opt.optimizers._features import Decays
 from learned_opt.optimizers.celo2 import orthogonalize
 
@@ -195,10 +195,10 @@ def trajectory(architecture, dtypes, num_steps=3):
 )
 def test_large_tensors_by_rows_give_the_same(monkeypatch, architecture):
   whole = trajectory(architecture, {"tall": jnp.bfloat16}, 2)
-  monkeypatch.setattr(_rules, "_MIN_BLOCKED", 1)
+  monkeypatch.setattr(_by_rows, "_MIN_SIZE", 1)
   # Of tensors a and b, three rows of each at a time.
-  monkeypatch.setattr(_rules, "_BLOCK", 2 * 7 * 3)
-  assert _rules._block_size((12, 7), 2) == 3
+  monkeypatch.setattr(_by_rows, "_BLOCK", 2 * 7 * 3)
+  assert _by_rows.block_size((12, 7), 2) == 3
   by_rows = trajectory(architecture, {"tall": jnp.bfloat16}, 2)
   chex.assert_trees_all_equal_shapes_and_dtypes(by_rows, whole)
   (updates, state), (expected, expected_state) = by_rows, whole
@@ -218,8 +218,8 @@ def lowered(architecture, num_tensors, shape=(64, 48)):
 
 @pytest.fixture
 def by_rows(monkeypatch):
-  monkeypatch.setattr(_rules, "_MIN_BLOCKED", 1)
-  monkeypatch.setattr(_rules, "_BLOCK", 4 * 48)
+  monkeypatch.setattr(_by_rows, "_MIN_SIZE", 1)
+  monkeypatch.setattr(_by_rows, "_BLOCK", 4 * 48)
 
 
 def test_the_program_hardly_grows_with_equal_layers(by_rows):

@@ -71,12 +71,12 @@ def apply_mlp(
   if is_small(weights) and math.prod(shape) >= _MIN_UNROLLED_SIZE:
     full = [i for i, group in enumerate(groups) if group.shape[1:] == shape]
     others = [i for i in range(len(groups)) if i not in full]
-    parts = jax.lax.optimization_barrier(
-      contributions(*([x[i] for i in others] for x in (kernels, groups, scales)))
+    kernels_of_full, full_groups, full_scales = (
+      [x[i] for i in full] for x in (kernels, groups, scales)
     )
-    return apply_by_number(
-      layers, *([x[i] for i in full] for x in (kernels, groups, scales)), parts
-    )
+    kernels, groups, scales = ([x[i] for i in others] for x in (kernels, groups, scales))
+    parts = jax.lax.optimization_barrier(contributions(kernels, groups, scales))
+    return apply_by_number(layers, kernels_of_full, full_groups, full_scales, parts)
   return _apply_by_products(layers, kernels, groups, scales, shape)
 
 
@@ -159,11 +159,11 @@ def apply_by_number(
   for unit, x in enumerate(first["bias"]):
     for part in parts:
       x = x + part[unit]
-    hidden.append(sum((weight[unit] * feature for weight, feature in pairs), start=x))
+    hidden.append(x + sum(weight[unit] * feature for weight, feature in pairs))
   for layer in others:
     inputs = [jax.nn.relu(x) for x in hidden]
     hidden = [
-      sum((weight * x for weight, x in zip(column, inputs, strict=True)), start=bias)
+      bias + sum(weight * x for weight, x in zip(column, inputs, strict=True))
       for column, bias in zip(layer["kernel"].T, layer["bias"], strict=True)
     ]
   return hidden

@@ -135,7 +135,8 @@ def tensorwise_transformation(
       init=init,
       group_function=group_function,
     )
-    return updates, TensorwiseState(optax.safe_increment(state.step), tensors)
+    step: Any = optax.safe_increment(state.step)
+    return updates, TensorwiseState(step, tensors)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
