@@ -1,7 +1,7 @@
 """Random orthogonal matrices without LAPACK.
 
-`jax.random.orthogonal` calls it, once for each matrix. XLA cannot share such calls among devices. It
-gathers their inputs on each, and on CPU devices the calls and the gathering can wait for each
+`jax.random.orthogonal` calls it, once for each matrix. XLA cannot share such calls among devices.
+It gathers their inputs on each, and on CPU devices the calls and the gathering can wait for each
 other for ever.
 """
 
