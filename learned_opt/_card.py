@@ -111,8 +111,28 @@ def architecture_of(card: Mapping[str, Any]) -> LearnedOptimizer:
   name, config = card["architecture"].get("name"), card["architecture"].get("config")
   if not isinstance(name, str) or not isinstance(config, dict):
     raise ArtifactError("the architecture has no name and configuration")
-  factory = _find(name, _architectures(), "architecture")
-  return _call(factory, _decode_fields(config), name)
+  return make_architecture(name, _decode_fields(config))
+
+
+def make_architecture(name: str, config: Mapping[str, Any]) -> LearnedOptimizer:
+  """The architecture of that name, made with a configuration.
+
+  Raises:
+    ArtifactError: if the library has no such architecture, or it has no such configuration.
+  """
+  return _call(_find(name, _architectures(), "architecture"), config, name)
+
+
+def with_num_steps(learned_optimizer: LearnedOptimizer, num_steps: int) -> LearnedOptimizer:
+  """The same architecture, told for how many steps to plan, if it is one that plans.
+
+  Raises:
+    ArtifactError: if there cannot be so many steps.
+  """
+  name, config = learned_optimizer.name, learned_optimizer.config
+  if name is None or config is None or "num_steps" not in config:
+    return learned_optimizer
+  return make_architecture(name, {**config, "num_steps": num_steps})
 
 
 def template_of(learned_optimizer: LearnedOptimizer) -> chex.ArrayTree:

@@ -40,6 +40,7 @@ def measure_costs(
   optimizers: Sequence[tuple[MakeTransformation, chex.ArrayTree]],
   problem: InnerState,
   *,
+  horizon: int | None = None,
   max_seconds: float = 3.0,
 ) -> list[Cost]:
   """Measures the updates of several optimizers at the start of the same problem.
@@ -50,6 +51,7 @@ def measure_costs(
     optimizee: the distribution of problems.
     optimizers: pairs ``(make, hyperparams)``, see `learning_curves`.
     problem: one problem at step 0.
+    horizon: what the optimizers are told, see `learned_opt.unroll.inner_step`.
     max_seconds: no further round begins after this time, once there were a few.
 
   Returns:
@@ -62,11 +64,12 @@ def measure_costs(
     hyperparams = jax.tree.map(jnp.asarray, hyperparams)
     opt_state = make(hyperparams).init(problem.params)
     arguments = (hyperparams, opt_state, optimizee, problem, loss, grads)
-    lowered = jax.jit(_update_function(make)).lower(*arguments)
+    update = _update_function(make, horizon)
+    lowered = jax.jit(update).lower(*arguments)
     run = lowered.compile()
     calls.append(lambda run=run, arguments=arguments: run(*arguments))
     with _blocks.as_a_whole():
-      whole = jax.jit(_update_function(make)).lower(*arguments)
+      whole = jax.jit(update).lower(*arguments)
     in_blocks = whole.as_text() != lowered.as_text()
     flops.append(_flops(whole.compile() if in_blocks else run))
     state_bytes.append(_num_bytes(opt_state))
@@ -74,14 +77,16 @@ def measure_costs(
   return [Cost(*cost) for cost in zip(seconds, flops, state_bytes, strict=True)]
 
 
-def _update_function(make: MakeTransformation):
+def _update_function(make: MakeTransformation, horizon: int | None):
+  planned = {} if horizon is None else {"num_steps": horizon}
+
   def update(hyperparams, opt_state, optimizee: Optimizee, problem: InnerState, loss, grads):
     def value_fn(params: chex.ArrayTree) -> jax.Array:
       return _loss(optimizee, problem, params)
 
     tx = optax.with_extra_args_support(make(hyperparams))
     updates, opt_state = tx.update(
-      grads, opt_state, problem.params, value=loss, grad=grads, value_fn=value_fn
+      grads, opt_state, problem.params, value=loss, grad=grads, value_fn=value_fn, **planned
     )
     return optax.apply_updates(problem.params, updates), opt_state
 

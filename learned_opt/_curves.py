@@ -151,7 +151,7 @@ def _run(
 
   def run_one(problem: InnerState) -> tuple[chex.ArrayTree, jax.Array]:
     problem = problem._replace(opt_state=tx.init(problem.params))
-    problem, trajectory = unroll(optimizee, tx, problem, num_steps)
+    problem, trajectory = unroll(optimizee, tx, problem, num_steps, horizon=num_steps)
     return problem.params, trajectory.losses
 
   return jax.vmap(run_one)(devices.share(problems))

@@ -11,6 +11,7 @@ from learned_opt import _run_folder, artifacts
 from learned_opt._recipe import Recipe, split_seed
 from learned_opt.evaluate import Candidate, Evaluation, Row
 from learned_opt.evaluate import evaluate as evaluate_candidates
+from learned_opt.families import Families
 from learned_opt.meta_train import MetaTrainState
 
 Report = Callable[[str], None]
@@ -80,14 +81,17 @@ def evaluate(
   recipe: Recipe, meta_params: chex.ArrayTree, num_steps: int | None, report: Report
 ) -> Evaluation:
   """Compares meta-params with tuned baselines, as the recipe says."""
+  # A recipe on families has a test optimizee.
+  of_training = None if isinstance(recipe.optimizee, Families) else recipe.optimizee
+  test_optimizee: Any = recipe.test_optimizee or of_training
   return evaluate_candidates(
-    recipe.test_optimizee or recipe.optimizee,
+    test_optimizee,
     [Candidate.from_learned(recipe.name, recipe.learned_optimizer, meta_params)],
     num_steps=num_steps or recipe.evaluation_steps or recipe.estimator.horizon,
     num_problems=recipe.num_test_problems,
     key=split_seed(recipe.seed)[1],
     baselines=recipe.baselines,
-    tuning_optimizee=recipe.tuning_optimizee or recipe.optimizee,
+    tuning_optimizee=recipe.tuning_optimizee or of_training or test_optimizee,
     num_tuning_problems=recipe.num_tuning_problems,
     objective=recipe.objective,
     optimizee_name=recipe.optimizee_name,

@@ -15,6 +15,7 @@ import optax
 from learned_opt import _arrays, _card
 from learned_opt.base import LearnedOptimizer, MetaGradientEstimator, Optimizee
 from learned_opt.baselines import BASELINES, Objective, find_baselines
+from learned_opt.families import Families
 from learned_opt.meta_train import with_clipping
 from learned_opt.plots import Published
 
@@ -40,14 +41,15 @@ class Recipe:
   Attributes:
     name: what tables and plots call the learned optimizer.
     optimizee: the problems to train on; the baselines are tuned on them, too, unless there is a
-      `tuning_optimizee`.
+      `tuning_optimizee`. Or `families.families` of several, with a `test_optimizee`.
     learned_optimizer: an architecture of `learned_opt.optimizers`.
     estimator: of the meta-gradient.
     num_outer_steps: outer steps of the whole run.
     optimizee_name: what tables and plots call the problems.
     validation_optimizee: the problems to validate on; None means `optimizee`.
     test_optimizee: the problems of the evaluation; None means `optimizee`.
-    tuning_optimizee: the problems on which the baselines are tuned; None means `optimizee`.
+    tuning_optimizee: the problems on which the baselines are tuned; None means `optimizee`, or
+      the `test_optimizee` of a recipe on families.
     outer_learning_rate: of Adam, the outer optimizer.
     schedule: how it goes on after the warm-up: ``"constant"``, or ``"cosine"`` down to zero.
     num_warmup_steps: outer steps in which it rises linearly from zero.
@@ -90,12 +92,12 @@ class Recipe:
   """
 
   name: str
-  optimizee: Optimizee
+  optimizee: Optimizee | Families
   learned_optimizer: LearnedOptimizer
   estimator: MetaGradientEstimator
   num_outer_steps: int
   optimizee_name: str = "optimizee"
-  validation_optimizee: Optimizee | None = None
+  validation_optimizee: Optimizee | Families | None = None
   test_optimizee: Optimizee | None = None
   tuning_optimizee: Optimizee | None = None
   outer_learning_rate: float = 1e-3
@@ -131,6 +133,8 @@ class Recipe:
     if not self.name or self.name in self.baselines:
       raise ValueError(f"name must not be empty or that of a baseline, got {self.name!r}")
     _check_initial_meta_params(self)
+    if isinstance(self.optimizee, Families) and self.test_optimizee is None:
+      raise ValueError("a recipe on families needs a test_optimizee, on which it is evaluated")
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:

@@ -28,11 +28,14 @@ INSPECTION = "inspection.json"
 PROPOSALS = "proposals.png"
 COUNTERFACTUALS = "counterfactuals.png"
 TRAJECTORY = "trajectory.png"
+DIAGNOSIS = "diagnosis.json"
+DIAGNOSIS_FIGURE = "diagnosis.png"
 
 _CONTENTS = (
   *(CONFIG, HISTORY, CHECKPOINT, CURRICULUM, SEARCH),
   *(OPTIMIZER, META_TRAINING, EVALUATION, LEARNING_CURVES),
   *(INSPECTION, PROPOSALS, COUNTERFACTUALS, TRAJECTORY),
+  *(DIAGNOSIS, DIAGNOSIS_FIGURE),
 )
 
 
@@ -131,6 +134,18 @@ def load_progress(
   state = cast(MetaTrainState, found)
   history = read_json(out / HISTORY, "the checkpoint beside it needs it")
   return state, _history_until(history, int(state.outer_step), out / HISTORY)
+
+
+def load_history(out: pathlib.Path) -> History:
+  """Reads what happened in a run up to its last validation.
+
+  Raises:
+    FileNotFoundError: if there is no run, or it had not come so far.
+    ValueError: if the file is damaged.
+  """
+  found = read_json(out / HISTORY, "a run writes it at each validation")
+  steps = found.get("validation_step") or [0]
+  return _history_until(found, steps[-1], out / HISTORY)
 
 
 def write_evaluation(

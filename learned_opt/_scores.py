@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from learned_opt import _card
 from learned_opt._curves import learning_curves
 from learned_opt._recipe import Recipe, split_seed
 from learned_opt._statistics import count_as_infinite, mean_interval
 from learned_opt.artifacts import Artifact
+from learned_opt.families import Families, members
 
 # Folded into the key of the evaluation, which is split in two for the evaluation itself.
 _VALIDATION = 2
@@ -87,8 +89,14 @@ def score_trials(
     if isinstance(outcome, str):
       return Score(name, rate, recipe.seed, math.inf, math.inf, math.inf, None, outcome)
     make = recipe.learned_optimizer.optimizer
-    curves = learning_curves(optimizee, make, outcome.meta_params, keys, num_steps)
-    interval = mean_interval(count_as_infinite(curves.losses[:, -1]))
+    curves = [
+      learning_curves(member, make, outcome.meta_params, keys, num_steps).losses
+      for member in members(optimizee)
+    ]
+    # As in the validation of a meta-training.
+    if isinstance(optimizee, Families):
+      curves = [losses / np.mean(losses[:, 0]) for losses in curves]
+    interval = mean_interval(count_as_infinite(np.concatenate(curves)[:, -1]))
     mean, low, high = map(float, interval)
     return Score(
       name, rate, recipe.seed, mean, low, high, outcome.card["recipe"]["best_step"], None

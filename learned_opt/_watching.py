@@ -132,13 +132,15 @@ def trace(
     )
 
   state, (losses, rows) = jax.lax.scan(
-    lambda state, _: _step(optimizee, txs, look, state), _start(txs, problem), length=num_steps
+    lambda state, _: _step(optimizee, txs, look, state, num_steps),
+    _start(txs, problem),
+    length=num_steps,
   )
   last = optimizee.loss(state.params, state.constants, optimizee.data, step_key(state))
   return losses, rows, last
 
 
-@functools.partial(jax.jit, static_argnames="makes")
+@functools.partial(jax.jit, static_argnames=("makes", "horizon"))
 def ask(
   optimizee: Optimizee,
   makes: tuple[MakeTransformation, ...],
@@ -147,6 +149,7 @@ def ask(
   coordinate: jax.Array,
   steps: jax.Array,
   gradients: jax.Array,
+  horizon: int | None,
 ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
   """The true gradients and updates of a coordinate at S steps, and ``[S, G]`` other updates."""
   txs = _bind(makes, hyperparams)
@@ -163,11 +166,11 @@ def ask(
     return gradient[coordinate], updates, jax.lax.map(answer, gradients)
 
   def advance(_, state: InnerState) -> InnerState:
-    return _step(optimizee, txs, lambda sight: None, state)[0]
+    return _step(optimizee, txs, lambda sight: None, state, horizon)[0]
 
   def ask_at(state: InnerState, step: jax.Array):
     state = jax.lax.fori_loop(state.step, step - 1, advance, state)
-    return state, _step(optimizee, txs, look, state)[1][1]
+    return state, _step(optimizee, txs, look, state, horizon)[1][1]
 
   return jax.lax.scan(ask_at, _start(txs, problem), steps)[1]
 
@@ -197,6 +200,7 @@ def _step(
   txs: Sequence[optax.GradientTransformationExtraArgs],
   look: Callable[[_Sight], Any],
   state: InnerState,
+  horizon: int | None,
 ) -> tuple[InnerState, tuple[jax.Array, Any]]:
   """Applies the first optimizer's update, gives its gradients to all, and looks at them.
 
@@ -205,6 +209,7 @@ def _step(
     txs: the optimizers, whose states are the problem's `opt_state`.
     look: what to see.
     state: the problem.
+    horizon: what the optimizers are told, see `learned_opt.unroll.inner_step`.
 
   Returns:
     The problem after the step; the loss before it, and what was seen.
@@ -223,7 +228,7 @@ def _step(
     return proposed[0], (states, look(_Sight(params, updates, proposed, states, propose)))
 
   watched = optax.GradientTransformationExtraArgs(lambda params: (), update)
-  state, loss = inner_step(optimizee, watched, state)
+  state, loss = inner_step(optimizee, watched, state, horizon=horizon)
   states, seen = state.opt_state
   return state._replace(opt_state=states), (loss, seen)
 

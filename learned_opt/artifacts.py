@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import optax
 
-from learned_opt import _arrays, _card
+from learned_opt import _arrays, _card, _published
 from learned_opt._card import ArtifactError as ArtifactError
 from learned_opt.base import LearnedOptimizer
 
@@ -121,22 +121,27 @@ def save(
   return folder
 
 
-def load(name_or_path: str | os.PathLike[str]) -> optax.GradientTransformationExtraArgs:
-  """A learned optimizer, shipped or of your own, as an optax transformation.
+def load(
+  name_or_path: str | os.PathLike[str], *, num_steps: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+  """A learned optimizer, shipped, of your own or published, as an optax transformation.
 
   The weights are constants of the transformation, and no part of its state. Loading touches no
   device.
 
   Args:
     name_or_path: one of `pretrained_names`, the folder that `save` wrote, or its ``card.json``.
-      A folder of that name goes before a shipped optimizer.
+      A folder of that name goes before a shipped optimizer. Or a file of published weights, see
+      `load_artifact`.
+    num_steps: for how many steps an optimizer that plans its training is to plan, such as `velo`
+      or `celo`; others have no use for it.
 
   Returns:
     The transformation. Like any other of optax's, it is used in `optax.chain`, under `jit`, ...
 
   Raises:
     FileNotFoundError: if there is no such name or folder.
-    ArtifactError: a `ValueError` that says what is wrong with the files.
+    ArtifactError: a `ValueError` that says what is wrong with the files, or with `num_steps`.
 
   Example:
     >>> import pathlib, tempfile
@@ -151,12 +156,17 @@ def load(name_or_path: str | os.PathLike[str]) -> optax.GradientTransformationEx
     >>> updates["w"].shape
     (2, 3)
   """
-  artifact = load_artifact(name_or_path)
-  return artifact.learned_optimizer.optimizer(artifact.meta_params)
+  learned_optimizer, meta_params, _ = load_artifact(name_or_path)
+  if num_steps is not None:
+    learned_optimizer = _card.with_num_steps(learned_optimizer, num_steps)
+  return learned_optimizer.optimizer(meta_params)
 
 
 def load_artifact(name_or_path: str | os.PathLike[str]) -> Artifact:
   """A learned optimizer's architecture, weights and card: to judge it, or to train it further.
+
+  Others publish weights as files of `flax.serialization`, such as Celo's ``theta.state``. Their
+  architecture is recognised from the arrays; nothing but arrays is read.
 
   Args:
     name_or_path: as for `load`.
@@ -179,6 +189,8 @@ def load_artifact(name_or_path: str | os.PathLike[str]) -> Artifact:
     >>> artifact.learned_optimizer.config == lstm.config, artifact.card["meta_params"]["number"]
     (True, 386)
   """
+  if _is_published_file(name_or_path):
+    return _read_published(name_or_path)
   folder = _local_folder(name_or_path)
   if folder is not None:
     return _read(folder)
@@ -187,6 +199,48 @@ def load_artifact(name_or_path: str | os.PathLike[str]) -> Artifact:
     raise FileNotFoundError(_not_found(name))
   with importlib.resources.as_file(_shipped() / name) as folder:
     return _read(folder)
+
+
+def convert(
+  source: str | os.PathLike[str],
+  path: str | os.PathLike[str],
+  *,
+  config: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+) -> pathlib.Path:
+  """Saves published weights as an artifact of this library, whose card says where they are from.
+
+  Args:
+    source: a file of `flax.serialization`; or an .npz file, whose arrays are named ``theta/`` and
+      their path in the published tree, joined by ``|``.
+    path: the folder, as for `save`.
+    config: arguments of the architecture's factory that the arrays do not tell, where they differ
+      from its defaults: ``{"output_scale": 1e-2}``.
+    overwrite: as for `save`.
+
+  Returns:
+    The folder.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ArtifactError: a `ValueError` that says what is wrong with the file or the configuration.
+    FileExistsError: as of `save`.
+
+  Example:
+    >>> import learned_opt
+    >>> learned_opt.convert("theta.state", "celo")  # doctest: +SKIP
+    >>> tx = learned_opt.load("celo", num_steps=1000)  # doctest: +SKIP
+  """
+  if pathlib.Path(source).is_dir():
+    raise ArtifactError(f"{os.fspath(source)} is a folder: give a file of published weights")
+  published = _published.read(source, config)
+  return save(
+    path,
+    published.learned_optimizer,
+    published.meta_params,
+    recipe=published.recipe,
+    overwrite=overwrite,
+  )
 
 
 def pretrained_names() -> tuple[str, ...]:
@@ -223,6 +277,25 @@ def _read(folder: pathlib.Path) -> Artifact:
   return Artifact(learned_optimizer, meta_params, card)
 
 
+def _is_published_file(name_or_path: str | os.PathLike[str]) -> bool:
+  path = pathlib.Path(name_or_path)
+  is_name = isinstance(name_or_path, str) and name_or_path in pretrained_names()
+  return path.is_file() and path.name != _CARD and not is_name
+
+
+def _read_published(path: str | os.PathLike[str]) -> Artifact:
+  published = _published.read(path)
+  card = _card.make_card(
+    published.learned_optimizer,
+    sha256=published.sha256,
+    num_meta_params=sum(leaf.size for leaf in jax.tree.leaves(published.meta_params)),
+    recipe=published.recipe,
+    evaluation=None,
+  )
+  card["meta_params"]["file"] = pathlib.Path(path).name
+  return Artifact(published.learned_optimizer, published.meta_params, card)
+
+
 def _local_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path | None:
   """The folder that is meant, or None for a name."""
   path = pathlib.Path(name_or_path)
@@ -239,7 +312,7 @@ def _local_folder(name_or_path: str | os.PathLike[str]) -> pathlib.Path | None:
     raise ArtifactError(
       f"{path} has no {_CARD}: it is not the folder of a learned optimizer. {_hint_below(path)}"
     )
-  raise ArtifactError(f"{path} is a file: give the folder of a learned optimizer, or its {_CARD}")
+  raise ArtifactError(f"{path} is neither a folder nor a file")
 
 
 def _has_separator(name: str) -> bool:

@@ -29,7 +29,7 @@ from learned_opt._compilation import RUNS_ONCE
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[chex.ArrayTree, chex.ArrayTree, chex.ArrayTree, chex.PRNGKey], jax.Array]
-MetaLoss = Callable[[jax.Array, jax.Array], jax.Array]
+MetaLoss = Callable[..., jax.Array]
 
 
 class ImageDataset(NamedTuple):
@@ -47,6 +47,30 @@ class ImageDataset(NamedTuple):
   def num_classes(self) -> int:
     """One more than the largest training label."""
     return int(np.max(self.train[1])) + 1
+
+
+class TextDataset(NamedTuple):
+  """A text, as the numbers of its characters, split by split.
+
+  Each split is a piece of running text, uint8 ``[N]``. Build one with
+  `learned_opt.datasets.load_text`, or from arrays of your own.
+
+  Attributes:
+    train: what the inner steps see.
+    validation: for meta-losses and validation.
+    test: for evaluation.
+    vocabulary: uint8 ``[V]``, the byte that each number stands for.
+  """
+
+  train: chex.Array
+  validation: chex.Array
+  test: chex.Array
+  vocabulary: chex.Array
+
+  @property
+  def num_characters(self) -> int:
+    """V, how many different characters there are."""
+    return int(np.size(self.vocabulary))
 
 
 @functools.partial(

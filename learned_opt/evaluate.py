@@ -205,6 +205,7 @@ def evaluate(
     optimizee,
     [(candidate.make, candidate.hyperparams) for candidate in candidates],
     draw_first_problem(optimizee, test_keys, block_size),
+    horizon=num_steps,
   )
   results = {
     candidate.name: summarize(curve, cost, tuned.get(candidate.name))

@@ -184,6 +184,7 @@ def counterfactual_updates(
   steps: Sequence[int],
   gradients: chex.Array | Sequence[float],
   key: chex.PRNGKey,
+  horizon: int | None = None,
 ) -> Counterfactuals:
   """Asks optimizers what they would propose, had the gradient of one coordinate been another.
 
@@ -200,6 +201,7 @@ def counterfactual_updates(
     steps: S increasing numbers, 1 for the first update.
     gradients: ``[G]``, what to put in the place of the true gradient.
     key: decides the problem and its minibatches.
+    horizon: the number of updates for which optimizers that plan ahead do so; None tells none.
 
   Returns:
     The updates of the coordinate as functions of its gradient, and the true values.
@@ -240,6 +242,7 @@ def counterfactual_updates(
     np.int32(coordinate),
     steps_array,
     grid,
+    horizon,
   )
   true_gradients, true_updates, updates = jax.device_get(answers)
   return Counterfactuals(

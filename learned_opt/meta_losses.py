@@ -3,6 +3,11 @@
 A meta-loss is a function ``(losses, steps) -> scalar`` of the outer losses ``[U]`` at theta_s for
 the inner steps `steps`, an int32 ``[U]`` array that counts the updates applied so far: 1 after the
 first update, `horizon` after the last. Any function of this signature will do.
+
+Where the losses of several problems meet in one unroll, or a problem ends before it does, some of
+the losses do not count. Estimators that have such unrolls, and only these, give the keyword
+`where`, a bool ``[U]`` array that is true for the losses that count. What the others are, NaN
+perhaps, must not matter.
 """
 
 from collections.abc import Sequence
@@ -41,16 +46,16 @@ def weighted_sum(weights: float | Sequence[float] | chex.Array = 1.0) -> MetaLos
   if weights.ndim > 1 or weights.size == 0 or not np.all(np.isfinite(weights)):
     raise ValueError(f"weights must be a finite number or one for each step, got {weights}")
 
-  def meta_loss(losses: jax.Array, steps: jax.Array) -> jax.Array:
+  def meta_loss(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None) -> jax.Array:
     if weights.ndim == 0:
-      return float(weights) * jnp.sum(losses)
+      return float(weights) * jnp.sum(losses, where=where)
     at_steps = jnp.asarray(weights, losses.dtype).at[steps - 1].get(mode="fill", fill_value=jnp.nan)
-    return jnp.sum(at_steps * losses)
+    return jnp.sum(at_steps * losses, where=where)
 
   return meta_loss
 
 
-def mean(losses: jax.Array, steps: jax.Array) -> jax.Array:
+def mean(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None) -> jax.Array:
   """The mean loss over the steps of the unroll.
 
   Example:
@@ -60,10 +65,10 @@ def mean(losses: jax.Array, steps: jax.Array) -> jax.Array:
     2.5
   """
   del steps
-  return jnp.mean(losses)
+  return jnp.mean(losses, where=where)
 
 
-def final(losses: jax.Array, steps: jax.Array) -> jax.Array:
+def final(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None) -> jax.Array:
   """The loss after the last update of the unroll (of each truncation, where there are several).
 
   Example:
@@ -73,10 +78,10 @@ def final(losses: jax.Array, steps: jax.Array) -> jax.Array:
     2.0
   """
   del steps
-  return losses[-1]
+  return losses[-1] if where is None else losses[where.size - 1 - jnp.argmax(where[::-1])]
 
 
-def mean_log(losses: jax.Array, steps: jax.Array) -> jax.Array:
+def mean_log(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None) -> jax.Array:
   """The mean of log(f(theta_t) + 1e-6), which gives small losses the weight of large ones.
 
   The gradient is that of the scale-free objective of Wichrowska et al. (2017), section 3.4, whose
@@ -89,7 +94,7 @@ def mean_log(losses: jax.Array, steps: jax.Array) -> jax.Array:
     0.0
   """
   del steps
-  return jnp.mean(jnp.log(losses + 1e-6))
+  return jnp.mean(jnp.log(losses + 1e-6), where=where)
 
 
 # The meta-losses that a command can name.
@@ -101,11 +106,16 @@ META_LOSSES: dict[str, MetaLoss] = {
 }
 
 
-def check_meta_loss(meta_loss: MetaLoss, horizon: int) -> None:
+def check_meta_loss(meta_loss: MetaLoss, horizon: int, masked: bool = False) -> None:
   """Checks that a meta-loss gives a finite scalar for a whole horizon of losses equal to one.
 
+  Args:
+    meta_loss: the function.
+    horizon: how many losses it is given.
+    masked: whether it will be told by `where` that some losses do not count; these are NaN here.
+
   Raises:
-    TypeError: if it is not callable.
+    TypeError: if it is not callable, or has no keyword `where` and needs it.
     ValueError: if it does not return a finite scalar.
 
   Example:
@@ -120,9 +130,29 @@ weighted_sum needs a weight for each step
     raise TypeError(
       f"meta_loss must be a function such as meta_losses.weighted_sum(), got {meta_loss!r}"
     )
-  value = np.asarray(meta_loss(jnp.ones(horizon), jnp.arange(1, horizon + 1)))
+  losses, steps = np.ones(horizon), np.arange(1, horizon + 1)
+  if masked:
+    _check_masked(meta_loss, losses, steps)
+  value = np.asarray(meta_loss(jnp.asarray(losses), jnp.asarray(steps)))
   if value.shape or not np.isfinite(value):
     raise ValueError(
       f"meta_loss must return a finite scalar for a horizon of {horizon} steps, got {value}; "
       "weighted_sum needs a weight for each step"
+    )
+
+
+def _check_masked(meta_loss: MetaLoss, losses: np.ndarray, steps: np.ndarray) -> None:
+  counts = steps % 2 == 1
+  losses, steps = np.where(counts, losses, np.nan), np.where(counts, steps, 0)
+  try:
+    value = meta_loss(jnp.asarray(losses), jnp.asarray(steps), where=jnp.asarray(counts))
+  except TypeError as error:
+    raise TypeError(
+      "meta_loss must take the keyword `where` here, as problems end inside of unrolls; those of "
+      f"learned_opt.meta_losses do: {error}"
+    ) from error
+  if not np.all(np.isfinite(value)):
+    raise ValueError(
+      "meta_loss must leave out the losses where its keyword `where` is false: one of them was "
+      f"NaN, and the result is {value}"
     )

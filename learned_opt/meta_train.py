@@ -6,11 +6,10 @@ needs is one pytree, `MetaTrainState`: the run that continues from a saved state
 was never interrupted, bit for bit.
 """
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import chex
 import jax
@@ -18,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt import devices
+from learned_opt import _outer_loop, devices
+from learned_opt._outer_loop import History as History
+from learned_opt._outer_loop import MetaTrainState as MetaTrainState
 from learned_opt.base import (
   Info,
   LearnedOptimizer,
@@ -26,70 +27,7 @@ from learned_opt.base import (
   Optimizee,
   check_optimizee,
 )
-from learned_opt.unroll import init_inner_state, unroll
-
-# What the key of a run is folded with, so that its parts draw independent numbers.
-_META_PARAMS, _ESTIMATOR, _OUTER_STEPS, _VALIDATION = range(4)
-
-
-class MetaTrainState(NamedTuple):
-  """A meta-training in progress; what the next outer step needs.
-
-  Attributes:
-    meta_params: phi.
-    outer_state: state of the outer optimizer.
-    estimator_state: state of the meta-gradient estimator.
-    outer_step: int32 scalar, outer steps taken.
-    best_meta_params: those with the lowest final validation loss so far.
-    best_loss: float32 scalar, that loss; infinite before the first validation.
-    best_step: int32 scalar, the outer step of that validation.
-    num_stale: int32 scalar, validations since then.
-    key: the run's key.
-  """
-
-  meta_params: chex.ArrayTree
-  outer_state: Any
-  estimator_state: Any
-  outer_step: jax.Array
-  best_meta_params: chex.ArrayTree
-  best_loss: jax.Array
-  best_step: jax.Array
-  num_stale: jax.Array
-  key: chex.PRNGKey
-
-
-@dataclasses.dataclass
-class History:
-  """What happened, for people; plain numpy and Python numbers.
-
-  Attributes:
-    meta_loss: one number an outer step, the mean over the problems that did not diverge.
-    meta_grad_norm: one number an outer step, before clipping.
-    num_diverged: one number an outer step.
-    validation_step: the outer steps at which there was a validation.
-    validation_loss: the final validation losses: the mean over the validation problems.
-    seconds: wall-clock seconds after each validation, compilation included.
-  """
-
-  meta_loss: list[float] = dataclasses.field(default_factory=list)
-  meta_grad_norm: list[float] = dataclasses.field(default_factory=list)
-  num_diverged: list[int] = dataclasses.field(default_factory=list)
-  validation_step: list[int] = dataclasses.field(default_factory=list)
-  validation_loss: list[float] = dataclasses.field(default_factory=list)
-  seconds: list[float] = dataclasses.field(default_factory=list)
-
-  def to_json(self) -> dict[str, list]:
-    """The fields as lists, with None for numbers that are not finite.
-
-    Example:
-      >>> from learned_opt.meta_train import History
-      >>> History(meta_loss=[1.0, float("nan")]).to_json()["meta_loss"]
-      [1.0, None]
-    """
-    return {
-      name: [value if np.isfinite(value) else None for value in values]
-      for name, values in dataclasses.asdict(self).items()
-    }
+from learned_opt.families import Families, members
 
 
 class Progress(NamedTuple):
@@ -170,7 +108,7 @@ def with_clipping(
 
 
 def init(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   learned_optimizer: LearnedOptimizer,
   estimator: MetaGradientEstimator,
   outer_optimizer: optax.GradientTransformation,
@@ -201,12 +139,14 @@ def init(
     0
   """
   if meta_params is None:
-    meta_params = learned_optimizer.init(jax.random.fold_in(key, _META_PARAMS))
-  estimator_key = jax.random.fold_in(key, _ESTIMATOR)
+    meta_params = learned_optimizer.init(jax.random.fold_in(key, _outer_loop.META_PARAMS))
+  estimator_key = jax.random.fold_in(key, _outer_loop.ESTIMATOR)
   return MetaTrainState(
     meta_params=meta_params,
     outer_state=outer_optimizer.init(meta_params),
-    estimator_state=estimator.init(optimizee, learned_optimizer, meta_params, estimator_key),
+    estimator_state=estimator.init(
+      cast(Any, optimizee), learned_optimizer, meta_params, estimator_key
+    ),
     outer_step=jnp.zeros((), jnp.int32),
     best_meta_params=jax.tree.map(jnp.copy, meta_params),
     best_loss=jnp.full((), jnp.inf, jnp.float32),
@@ -221,7 +161,7 @@ _start = jax.jit(init, static_argnames=("learned_optimizer", "estimator", "outer
 
 
 def step(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   learned_optimizer: LearnedOptimizer,
   estimator: MetaGradientEstimator,
   outer_optimizer: optax.GradientTransformation,
@@ -243,9 +183,9 @@ def step(
     >>> int(state.outer_step), int(info.num_diverged)
     (1, 0)
   """
-  key = jax.random.fold_in(jax.random.fold_in(state.key, _OUTER_STEPS), state.outer_step)
+  key = jax.random.fold_in(jax.random.fold_in(state.key, _outer_loop.OUTER_STEPS), state.outer_step)
   meta_grads, estimator_state, info = estimator.estimate(
-    optimizee, learned_optimizer, state.meta_params, state.estimator_state, key
+    cast(Any, optimizee), learned_optimizer, state.meta_params, state.estimator_state, key
   )
   updates, outer_state = outer_optimizer.update(meta_grads, state.outer_state, state.meta_params)
   state = state._replace(
@@ -269,39 +209,15 @@ def _dispatch(optimizee, state, *, learned_optimizer, estimator, outer_optimizer
   return devices.replicate(state), info._replace(losses=None)
 
 
-@functools.partial(jax.jit, static_argnames=("learned_optimizer", "num_problems", "num_steps"))
-def _final_losses(optimizee, meta_params, key, *, learned_optimizer, num_problems, num_steps):
-  tx = learned_optimizer.optimizer(meta_params)
-
-  def final_loss(key: chex.PRNGKey) -> jax.Array:
-    state = init_inner_state(optimizee, tx, key)
-    return unroll(optimizee, tx, state, num_steps)[1].losses[-1]
-
-  keys = devices.share(jax.random.split(key, num_problems))
-  return jnp.mean(jax.vmap(final_loss)(keys))
-
-
-@jax.jit
-def _keep_best(state: MetaTrainState, loss: jax.Array) -> MetaTrainState:
-  better = loss < state.best_loss
-  choose = functools.partial(jnp.where, better)
-  return state._replace(
-    best_meta_params=jax.tree.map(choose, state.meta_params, state.best_meta_params),
-    best_loss=choose(loss.astype(jnp.float32), state.best_loss),
-    best_step=choose(state.outer_step, state.best_step),
-    num_stale=choose(0, state.num_stale + 1),
-  )
-
-
 def run(
-  optimizee: Optimizee,
+  optimizee: Optimizee | Families,
   learned_optimizer: LearnedOptimizer,
   estimator: MetaGradientEstimator,
   *,
   num_outer_steps: int,
   key: chex.PRNGKey,
   outer_optimizer: optax.GradientTransformation | None = None,
-  validation_optimizee: Optimizee | None = None,
+  validation_optimizee: Optimizee | Families | None = None,
   num_validation_problems: int = 32,
   validation_steps: int | None = None,
   validate_every: int = 100,
@@ -317,8 +233,12 @@ def run(
   Validation optimizes the same held-out problems each time, from their start, and takes the mean of
   their last losses (Andrychowicz et al. 2016, section 3). The same arguments give the same bits.
 
+  On `families`, the validation loss is the mean over families of the mean last loss over the mean
+  first loss, as losses of different families have different scales.
+
   Args:
-    optimizee: the problems to train on.
+    optimizee: the problems to train on; or `families.families` of them, with an estimator that
+      `estimators.over_families` has made.
     learned_optimizer: the architecture.
     estimator: of the meta-gradient, for example `estimators.truncated_backprop`.
     num_outer_steps: outer steps of the whole run, those of a given `state` included. A multiple of
@@ -328,7 +248,7 @@ def run(
       norm at 1 (`with_clipping`).
     validation_optimizee: the problems to validate on, if they are of another split, for example;
       by default `optimizee`. Their keys are never those of training.
-    num_validation_problems: how many.
+    num_validation_problems: how many; of each family, if there are several.
     validation_steps: inner steps of validation; None means the estimator's horizon.
     validate_every: outer steps between validations, a multiple of `steps_per_dispatch`. There is
       one more after the last step.
@@ -362,7 +282,7 @@ def run(
   """
   start = time.perf_counter()
   steps_per_dispatch = validate_every if steps_per_dispatch is None else steps_per_dispatch
-  _check_schedule(num_outer_steps, validate_every, steps_per_dispatch, patience)
+  _outer_loop.check_schedule(num_outer_steps, validate_every, steps_per_dispatch, patience)
   for name, number in (
     ("num_validation_problems", num_validation_problems),
     ("validation_steps", estimator.horizon if validation_steps is None else validation_steps),
@@ -373,7 +293,8 @@ def run(
     raise ValueError("give either state or meta_params: a state brings its own meta-params")
   if outer_optimizer is None:
     outer_optimizer = _default_outer_optimizer()
-  check_optimizee(optimizee, jax.random.fold_in(key, _ESTIMATOR))
+  for member in members(optimizee):
+    check_optimizee(member, jax.random.fold_in(key, _outer_loop.ESTIMATOR))
   optimizee = devices.replicate(optimizee)
   if state is None:
     current = _start(optimizee, learned_optimizer, estimator, outer_optimizer, key, meta_params)
@@ -398,9 +319,9 @@ def run(
     num_steps=steps_per_dispatch,
   )
   validate = functools.partial(
-    _final_losses,
+    _outer_loop.final_loss,
     validation_optimizee,
-    key=jax.random.fold_in(current.key, _VALIDATION),
+    key=jax.random.fold_in(current.key, _outer_loop.VALIDATION),
     learned_optimizer=learned_optimizer,
     num_problems=num_validation_problems,
     num_steps=estimator.horizon if validation_steps is None else validation_steps,
@@ -415,7 +336,7 @@ def run(
     history.validation_step.append(taken)
     history.validation_loss.append(float(loss))
     history.seconds.append(seconds_before + time.perf_counter() - start)
-    return _keep_best(state, loss)
+    return _outer_loop.keep_best(state, loss)
 
   def tell(state: MetaTrainState, validated: bool) -> None:
     seconds = time.perf_counter() - start
@@ -432,7 +353,9 @@ def run(
       current, info = dispatch(current)
       compile_seconds = compile_seconds or time.perf_counter() - start
       taken += steps_per_dispatch
-      _record(history, jax.device_get(info), taken)
+      info = jax.device_get(info)
+      _outer_loop.record(history, info)
+      _outer_loop.check_not_hopeless(info, taken)
       validated = taken % validate_every == 0 or taken == num_outer_steps
       if validated:
         current = keep_best(current)
@@ -459,35 +382,3 @@ def run(
 @functools.cache
 def _default_outer_optimizer() -> optax.GradientTransformation:
   return with_clipping(optax.adam(1e-3), max_meta_grad_norm=1.0)
-
-
-def _record(history: History, info: Info, taken: int) -> None:
-  history.meta_loss.extend(info.meta_loss.tolist())
-  history.meta_grad_norm.extend(info.meta_grad_norm.tolist())
-  history.num_diverged.extend(info.num_diverged.tolist())
-  if not np.any(np.isfinite(info.meta_loss)):
-    first = taken - len(info.meta_loss)
-    raise FloatingPointError(
-      f"every problem diverged in each of the outer steps {first} to {taken}: lower the outer "
-      "learning rate or the optimizer's output scale, or clip the meta-gradient harder"
-    )
-
-
-def _check_schedule(
-  num_outer_steps: int, validate_every: int, steps_per_dispatch: int, patience: int | None
-) -> None:
-  for name, value in (
-    ("num_outer_steps", num_outer_steps),
-    ("validate_every", validate_every),
-    ("steps_per_dispatch", steps_per_dispatch),
-    ("patience", 1 if patience is None else patience),
-  ):
-    if value < 1:
-      raise ValueError(f"{name} must be at least 1, got {value}")
-  for name, value in (("num_outer_steps", num_outer_steps), ("validate_every", validate_every)):
-    if value % steps_per_dispatch:
-      near = max(value // steps_per_dispatch, 1) * steps_per_dispatch
-      raise ValueError(
-        f"{name} must be a multiple of steps_per_dispatch, got {name}={value} and "
-        f"steps_per_dispatch={steps_per_dispatch}; {name}={near} would work"
-      )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from learned_opt._arrays import Path
+from learned_opt._doctor_figures import doctor_figure as doctor_figure
 from learned_opt._figures import LEARNED_COLORS, colors_of, finite, new_panels, save, use_log_axis
 from learned_opt._inspection_figures import counterfactuals_figure as counterfactuals_figure
 from learned_opt._inspection_figures import proposals_figure as proposals_figure
@@ -126,6 +127,47 @@ def meta_training_figure(history: History, path: Path, *, title: str | None = No
   panels[-1].set_xlabel("outer step")
   panels[-1].set_xlim(0, len(history.meta_loss))
   figure.align_ylabels()
+  save(figure, path)
+
+
+def race_figure(histories: Mapping[str, History], path: Path, *, title: str | None = None) -> None:
+  """Draws the validation losses of several meta-trainings against their seconds.
+
+  Args:
+    histories: by the names of the legend.
+    path: the file to write; see `learning_curves_figure`.
+    title: of the figure.
+
+  Raises:
+    ImportError: if matplotlib is not installed.
+    ValueError: if there is no history with a validation, or the suffix is no format of matplotlib.
+    OSError: if the file cannot be written.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> from learned_opt.meta_train import History
+    >>> from learned_opt.plots import race_figure
+    >>> slow = History(validation_step=[1, 2], validation_loss=[2.0, 1.0], seconds=[5.0, 9.0])
+    >>> fast = History(validation_step=[1, 2], validation_loss=[1.5, 0.5], seconds=[3.0, 4.0])
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "race.png"
+    >>> race_figure({"slow": slow, "fast": fast}, path)
+    >>> path.read_bytes()[1:4]
+    b'PNG'
+  """
+  if not any(history.seconds for history in histories.values()):
+    raise ValueError("histories must have at least one validation: there is nothing to draw")
+  figure, (axes,) = new_panels([1])
+  # More than there are colours of learned optimizers.
+  styles = itertools.cycle(itertools.product(("-", "--"), LEARNED_COLORS))
+  for (name, history), (line, color) in zip(histories.items(), styles, strict=False):
+    losses = finite(np.asarray(history.validation_loss))
+    axes.plot(history.seconds, losses, line, color=color, linewidth=1.8, label=name)
+  axes.set_xlabel("seconds of training, compilation included")
+  axes.set_ylabel("final validation loss")
+  axes.set_xlim(left=0)
+  axes.set_title(title or "meta-training", fontsize=12)
+  use_log_axis(axes)
+  axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
   save(figure, path)
 
 

@@ -31,7 +31,7 @@ from learned_opt._recipe import Recipe as Recipe
 from learned_opt._recipe import split_seed as split_seed
 from learned_opt.base import Optimizee
 from learned_opt.evaluate import Evaluation
-from learned_opt.meta_train import MetaTrainResult, MetaTrainState, Progress
+from learned_opt.meta_train import History, MetaTrainResult, MetaTrainState, Progress
 from learned_opt.plots import meta_training_figure
 
 Callback = Callable[[Progress], None]
@@ -207,6 +207,29 @@ def evaluate(
     evaluation, out, suffix=suffix, plots=plots, published=recipe.published
   )
   return evaluation
+
+
+def load_history(out: Path) -> History:
+  """What happened in the training of a run.
+
+  Args:
+    out: the folder of the run.
+
+  Returns:
+    The history up to its last validation.
+
+  Raises:
+    FileNotFoundError: if there is no run in `out`, or it had not come so far.
+    ValueError: if the file there is damaged.
+
+  Example:
+    >>> from learned_opt import runs
+    >>> runs.load_history("nowhere")
+    Traceback (most recent call last):
+      ...
+    FileNotFoundError: nowhere/history.json ...
+  """
+  return _run_folder.load_history(pathlib.Path(out))
 
 
 def check_matplotlib() -> None:

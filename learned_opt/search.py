@@ -61,6 +61,11 @@ class Search(NamedTuple):
     """What the search has written, beside the trials' own."""
     return _run_folder.contents(self.out)
 
+  @property
+  def winners_folder(self) -> pathlib.Path | None:
+    """The folder of the best trial: a run, or a curriculum; None after Ctrl-C."""
+    return None if self.winner is None else self.out / _TRIALS / self.winner.name
+
   def spread(self) -> tuple[Spread, ...]:
     """The trials by outer learning rate, in ascending order."""
     return spread_of(self.scores)

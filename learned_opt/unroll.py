@@ -9,6 +9,8 @@ Everything here is for one problem; callers `vmap`.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -19,6 +21,22 @@ from learned_opt.base import InnerState, LossFn, Optimizee, Trajectory
 
 # Folded into the key of a step for what the outer loss draws.
 _OUTER_LOSS = 1
+
+
+class Renewal(NamedTuple):
+  """A fresh problem that takes the place of another in the middle of an unroll.
+
+  Attributes:
+    after: int32 scalar, the updates that the old problem still sees. The inner step after them
+      does no update: its loss is the old problem's last, and the fresh problem follows. Never, if
+      the unroll has no more steps than that.
+    problem: the fresh problem at step 0, with an `opt_state` of the same shape.
+    horizon: of the fresh problem.
+  """
+
+  after: jax.Array
+  problem: InnerState
+  horizon: chex.Numeric
 
 
 def init_inner_state(
@@ -116,18 +134,22 @@ def inner_step(
   tx: optax.GradientTransformation,
   state: InnerState,
   *,
+  horizon: chex.Numeric | None = None,
   second_order: bool = False,
   single_gradient: bool = False,
 ) -> tuple[InnerState, jax.Array]:
   """Applies one update to one problem.
 
   `tx.update` is given ``value``, ``grad`` and ``value_fn`` (the loss on the same minibatch) as
-  extra keywords; by optax's contract a transformation ignores those that it does not know.
+  extra keywords, and the horizon as ``num_steps`` if there is one; by optax's contract a
+  transformation ignores those that it does not know.
 
   Args:
     optimizee: the distribution of problems.
     tx: the bound transformation.
     state: the problem at step t.
+    horizon: the number of updates that the problem is going to see, an integer scalar, for
+      optimizers that plan ahead; None if nobody knows.
     second_order: whether to differentiate through the optimizee's gradient. The default is the
       paper's first-order rule: the derivative of grad_t with respect to phi is taken to be zero.
     single_gradient: whether reverse mode takes the derivative of the returned loss to be that
@@ -161,8 +183,9 @@ def inner_step(
     grads, value = jax.lax.stop_gradient((grads, loss))
   if single_gradient:
     loss = with_gradient(value, state.params, grads)
+  planned = {} if horizon is None else {"num_steps": horizon}
   updates, opt_state = optax.with_extra_args_support(tx).update(
-    grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn
+    grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn, **planned
   )
   params = optax.apply_updates(state.params, updates)
   return state._replace(params=params, opt_state=opt_state, step=state.step + 1), loss
@@ -174,9 +197,11 @@ def unroll(
   state: InnerState,
   num_steps: int,
   *,
+  horizon: chex.Numeric | None = None,
   second_order: bool = False,
   single_gradient: bool = False,
   remat: bool = False,
+  renewal: Renewal | None = None,
 ) -> tuple[InnerState, Trajectory]:
   """Applies `num_steps` updates to one problem, in one `jax.lax.scan`.
 
@@ -188,10 +213,12 @@ def unroll(
     tx: the bound transformation.
     state: the problem at step s.
     num_steps: U, the number of updates.
+    horizon: see `inner_step`: what the optimizer is told, of which the unroll may be a part.
     second_order: see `inner_step`.
     single_gradient: see `inner_step`; holds for the outer losses, too.
     remat: whether the backward pass recomputes each inner step instead of keeping its
       intermediate values: memory for the carried states only, for about a third more time.
+    renewal: a fresh problem to go on with where this one ends inside the unroll.
 
   Returns:
     The problem at step s + U, and the losses along the way.
@@ -212,8 +239,14 @@ def unroll(
   if second_order and single_gradient:
     raise ValueError("single_gradient is first order: it cannot go with second_order")
   step = functools.partial(
-    inner_step, optimizee, tx, second_order=second_order, single_gradient=single_gradient
+    inner_step,
+    optimizee,
+    tx,
+    second_order=second_order,
+    single_gradient=single_gradient,
   )
+
+  step_at = functools.partial(_step_or_renew, step, renewal, horizon)
 
   def evaluate(loss_fn: LossFn, state: InnerState, key: chex.PRNGKey) -> jax.Array:
     if not single_gradient:
@@ -223,8 +256,8 @@ def unroll(
     )
     return with_gradient(loss, state.params, grads)
 
-  def body(state: InnerState, _) -> tuple[InnerState, tuple[jax.Array, jax.Array | None]]:
-    new_state, loss = step(state)
+  def body(state: InnerState, index) -> tuple[InnerState, tuple[jax.Array, jax.Array | None]]:
+    new_state, loss = step_at(index, state)
     if optimizee.outer_loss is None:
       return new_state, (loss, None)
     outer_loss = evaluate(optimizee.outer_loss, new_state, outer_loss_key(new_state))
@@ -234,7 +267,24 @@ def unroll(
     # XLA cannot merge the recomputation with the forward pass across a scan's iterations, so the
     # barriers that would prevent it are not needed.
     body = jax.checkpoint(body, prevent_cse=False)
-  state, (losses, outer_losses) = jax.lax.scan(body, state, length=num_steps)
+  indices = None if renewal is None else jnp.arange(num_steps)
+  state, (losses, outer_losses) = jax.lax.scan(body, state, indices, length=num_steps)
   last = evaluate(optimizee.loss, state, step_key(state))
   losses = jnp.append(losses, last)
   return state, Trajectory(losses, losses[1:] if outer_losses is None else outer_losses)
+
+
+def _step_or_renew(
+  step: Callable[..., tuple[InnerState, jax.Array]],
+  renewal: Renewal | None,
+  horizon: chex.Numeric | None,
+  index: jax.Array,
+  state: InnerState,
+) -> tuple[InnerState, jax.Array]:
+  if renewal is None:
+    return step(state, horizon=horizon)
+  if horizon is not None:
+    horizon = jnp.where(index > renewal.after, renewal.horizon, horizon)
+  stepped, loss = step(state, horizon=horizon)
+  is_over = functools.partial(jnp.where, index == renewal.after)
+  return jax.tree.map(is_over, renewal.problem, stepped), loss

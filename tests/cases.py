@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import FrozenDict
 
 import learned_opt
 from learned_opt import ImageDataset, estimators, optimizees, optimizers
@@ -33,6 +34,7 @@ class OptimizerCase:
     state_like_params: whether the state has a part of its own for each tensor.
     random_init: whether different keys give different meta-params.
     bounded: whether updates are finite for all finite gradients.
+    reads_loss: whether updates depend on the loss; `make` gives it where an update does not.
   """
 
   make: Callable[[], learned_opt.LearnedOptimizer]
@@ -43,6 +45,7 @@ class OptimizerCase:
   state_like_params: bool = False
   random_init: bool = True
   bounded: bool = True
+  reads_loss: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +75,17 @@ class EstimatorCase:
     make: ``(**options) -> estimator`` for the options `horizon` and `meta_batch_size`.
     unroll_length: inner steps of one estimate; None if it is the horizon.
     biased: whether the mean estimate differs from the gradient of the meta-loss over the horizon.
-    reference: what one estimate equals, or its mean over keys where it is noisy: the name of one
-      of the references of test_estimators.py.
+    reference: what one estimate equals: the name of one of the references of test_estimators.py.
+    noise: None if an estimate has none; ``"tiny"`` if it does not matter; else the estimate equals
+      the reference along the noise of each particle, which is ``"fresh"`` in each truncation,
+      ``"summed"`` over those of an episode, or ``"kept"`` for it.
   """
 
   make: Callable[..., learned_opt.MetaGradientEstimator]
   unroll_length: int | None
   biased: bool
   reference: str
+  noise: str | None = None
 
 
 def tiny_lstm(**options) -> learned_opt.LearnedOptimizer:
@@ -137,6 +143,15 @@ def tiny_style(**options) -> learned_opt.Optimizee:
     **options,
   }
   return optimizees.neural_style(**options)
+
+
+def text(num_characters=5, num_bytes=300, seed=0) -> learned_opt.TextDataset:
+  """Random characters, all of which occur."""
+  numbers = np.random.default_rng(seed).integers(0, num_characters, num_bytes).astype(np.uint8)
+  splits = np.split(numbers, (num_bytes // 2, num_bytes - 70))
+  return learned_opt.TextDataset(
+    *splits, vocabulary=np.arange(97, 97 + num_characters, dtype=np.uint8)
+  )
 
 
 class Bowl(NamedTuple):
@@ -206,11 +221,67 @@ tensorwise = functools.partial(
   OptimizerCase, coordinatewise=False, reads_params=True, state_like_params=True
 )
 
+
+@dataclasses.dataclass(frozen=True)
+class _Given:
+  """A learned optimizer's `optimizer` with keywords for updates; equal for equal ones."""
+
+  optimizer: Callable
+  extras: FrozenDict
+
+  def __call__(self, meta_params):
+    tx = self.optimizer(meta_params)
+
+    def update(updates, state, params=None, **extra_args):
+      return tx.update(updates, state, params, **{**self.extras, **extra_args})
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def given(architecture: learned_opt.LearnedOptimizer, **extras) -> learned_opt.LearnedOptimizer:
+  """One that reads further keywords, with values for updates that do without."""
+  return architecture._replace(optimizer=_Given(architecture.optimizer, FrozenDict(extras)))
+
+
+def _schedule_size(num_inputs, size):
+  """Meta-params of a scheduler: two layers, where the LSTM starts, the LSTM, a rate."""
+  return 2 * (num_inputs + 1) * size + 2 * size + (2 * size + 1) * 4 * size + size + 1
+
+
 OPTIMIZERS = {
   "adafac_mlp": tensorwise(optimizers.adafac_mlp, num_meta_params=197),
+  "celo": tensorwise(
+    lambda: given(optimizers.celo(3, 1, 4, num_steps=20), value=1.0),
+    num_meta_params=_schedule_size(18, 3) + (30 + 1) * 4 + (4 + 1) * 2,
+    reads_loss=True,
+  ),
   "celo2": tensorwise(
     lambda: optimizers.celo2(weight_decay=0.1, newton_schulz=False, num_layers=1, hidden_size=3),
     num_meta_params=(30 + 1) * 3 + (3 + 1),
+  ),
+  "celo_adam": dataclasses.replace(
+    tensorwise(
+      lambda: given(optimizers.celo_adam(3, num_steps=20), value=1.0),
+      num_meta_params=_schedule_size(18, 3),
+      reads_loss=True,
+    ),
+    reads_params=False,
+  ),
+  "hierarchical_rnn": dataclasses.replace(
+    tensorwise(
+      lambda: optimizers.hierarchical_rnn(4, 3, 2),
+      # The cells, with two gates and a candidate each; what flows down; where they start; outputs.
+      num_meta_params=(12 + 4 + 1) * 12
+      + (16 + 3 + 1) * 9
+      + (3 + 2 + 1) * 6
+      + (4 + 3) * 12
+      + 3 * 9
+      + (4 + 3 + 2)
+      + (4 + 4)
+      + 3 * 5
+      + 2,
+    ),
+    reads_params=False,
   ),
   "learned_sgd": OptimizerCase(
     optimizers.learned_sgd, num_meta_params=1, has_state=False, random_init=False, bounded=False
@@ -242,9 +313,25 @@ OPTIMIZERS = {
   "rnnprop": OptimizerCase(
     lambda: optimizers.rnnprop(1, 4), num_meta_params=3 * 4 + (4 + 4 + 1) * 16 + 5
   ),
+  "rnn_mlp": tensorwise(
+    lambda: given(optimizers.rnn_mlp(3, 1, 4), value=1.0),
+    num_meta_params=(52 + 3 + 1) * 12
+    + (3 + 1) * (18 + 17)
+    + 2 * 3
+    + 18
+    + 16
+    + (54 + 1) * 4
+    + (4 + 1) * 18,
+    reads_loss=True,
+  ),
   "star": tensorwise(
     lambda: optimizers.star(1, 3, weight_decay=0.1, learned_nominal=True, learned_decay=True),
     num_meta_params=7 + (39 + 1) * 3 + (3 + 1) * 4,
+  ),
+  "velo": tensorwise(
+    lambda: given(optimizers.velo(3, 2, 1, 4, bank_scale=1.0, num_steps=20), value=1.0),
+    num_meta_params=_schedule_size(30, 3) + (3 + 1) * 2 + 2 * ((30 + 1) * 4 + (4 + 1) * 2),
+    reads_loss=True,
   ),
 }
 
@@ -285,6 +372,44 @@ OPTIMIZEES = {
     stochastic=True,
     has_metrics=True,
   ),
+  "mlp_classifier_highway": OptimizeeCase(
+    lambda: optimizees.mlp_classifier(
+      images(), (3, 3), "relu", initial_scale=None, batch_size=8, skip="highway"
+    ),
+    num_coordinates=31 * 3 + 2 * 4 * 3 + 4 * 4,
+    stochastic=True,
+    has_metrics=True,
+    always_the_same_start=True,
+  ),
+  "image_autoencoder": OptimizeeCase(
+    lambda: optimizees.image_autoencoder(images(), (2,), initial_scale=0.1, batch_size=8),
+    num_coordinates=31 * 2 + 3 * 30,
+    stochastic=True,
+    has_metrics=True,
+  ),
+  "recurrent_lm": OptimizeeCase(
+    lambda: optimizees.recurrent_lm(text(), "rnn", 1, 3, 2, length=3, batch_size=5),
+    num_coordinates=5 * 2 + (2 + 3 + 1) * 3 + 4 * 5,
+    stochastic=True,
+    has_metrics=True,
+    always_the_same_start=True,
+  ),
+  "transformer_lm": OptimizeeCase(
+    lambda: optimizees.transformer_lm(text(), 1, 4, 2, length=6, batch_size=3),
+    num_coordinates=5 * 4 + 6 * 4 + 3 * 8 + 4 * 5 * 4 + 5 * 16 + 17 * 4 + 5 * 5,
+    stochastic=True,
+    has_metrics=True,
+    always_the_same_start=True,
+  ),
+  "logistic_regression": OptimizeeCase(
+    lambda: optimizees.logistic_regression(3, 20, batch_size=4), num_coordinates=3, stochastic=True
+  ),
+  "conditioned_quadratic_noisy": OptimizeeCase(
+    lambda: optimizees.conditioned_quadratic(3, 10.0, noise=0.1), num_coordinates=3, stochastic=True
+  ),
+  "classical_functions": OptimizeeCase(
+    lambda: optimizees.classical_functions(noise=0.1), num_coordinates=2, stochastic=False
+  ),
   "noisy_sines": OptimizeeCase(
     lambda: optimizees.noisy_sines(1, 3, length=4, batch_size=5),
     num_coordinates=(1 + 3 + 1) * 12 + 4,
@@ -297,6 +422,21 @@ OPTIMIZEES = {
     lambda: optimizees.random_scaling(optimizees.quadratic(4), radius=2.0),
     num_coordinates=4,
     stochastic=False,
+  ),
+  "augmented": OptimizeeCase(
+    lambda: optimizees.noisy_gradients(
+      optimizees.random_batch_size(
+        optimizees.low_precision(
+          optimizees.random_scaling(
+            optimizees.mlp_classifier(images(), (3,), batch_size=2), 6.9, per="problem"
+          )
+        ),
+        3,
+      )
+    ),
+    num_coordinates=31 * 3 + 4 * 4,
+    stochastic=True,
+    has_metrics=True,
   ),
   "convex_helper": OptimizeeCase(
     lambda: optimizees.convex_helper(
@@ -318,6 +458,16 @@ def full(**fixed):
   return lambda **options: estimators.full_unroll(**fixed, **options)
 
 
+# So small that an estimate is the derivative along the noise, and so large that it is exact.
+TINY_SIGMA = 1e-7
+
+
+def particles(factory, **fixed):
+  return lambda **options: factory(**{"sigma": TINY_SIGMA, **fixed, **options})
+
+
+LOCK_STEP = {"unroll_length": 3, "staggered": False}
+
 ESTIMATORS = {
   # First order; the fast path where it is possible.
   "truncated_backprop": EstimatorCase(truncated(), 3, True, "first_order_gradient"),
@@ -332,4 +482,19 @@ ESTIMATORS = {
     truncated(second_order=True), 3, True, "true_gradient"
   ),
   "full_unroll_second_order": EstimatorCase(full(second_order=True), None, False, "true_gradient"),
+  "full_es": EstimatorCase(particles(estimators.full_es), None, False, "true_gradient", "fresh"),
+  "truncated_es": EstimatorCase(
+    particles(estimators.truncated_es, **LOCK_STEP), 3, True, "true_gradient", "fresh"
+  ),
+  "pes": EstimatorCase(particles(estimators.pes, **LOCK_STEP), 3, False, "true_gradient", "summed"),
+  "es_single": EstimatorCase(
+    particles(estimators.es_single, **LOCK_STEP), 3, False, "true_gradient", "kept"
+  ),
+  "inverse_variance": EstimatorCase(
+    particles(estimators.inverse_variance, **LOCK_STEP, es_weight=0.0),
+    3,
+    True,
+    "first_order_gradient",
+    "tiny",
+  ),
 }

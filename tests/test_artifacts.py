@@ -295,7 +295,7 @@ def test_the_optax_form_equals_the_meta_training_form(case, tmp_path):
   @jax.jit
   def step(params, opt_state):
     loss, grads = jax.value_and_grad(optimizee.loss)(params, start.constants, (), start.key)
-    updates, opt_state = tx.update(grads, opt_state, params)
+    updates, opt_state = tx.update(grads, opt_state, params, value=loss)
     return optax.apply_updates(params, updates), opt_state, loss
 
   params, opt_state, losses = start.params, tx.init(start.params), []
@@ -513,7 +513,7 @@ def test_a_local_artifact_goes_before_a_shipped_one(shipped, tmp_path):
     (pathlib.Path("lstm-quadratic"), FileNotFoundError, "no learned optimizer"),
     ("shipped", ArtifactError, r"shipped has no card.json.*Do you mean shipped/lstm-mnist\?"),
     ("shipped/empty", ArtifactError, "has no card.json.*learned_opt.save writes one"),
-    ("shipped/README.md", ArtifactError, "README.md is a file"),
+    ("shipped/README.md", ArtifactError, "README.md is not a file of weights"),
   ],
 )
 def test_what_is_not_found_is_said_with_a_remedy(shipped, name, error, message):

@@ -11,15 +11,19 @@ import subprocess
 import sys
 import time
 
+import cases
 import jax
 import numpy as np
+import optax
 import pytest
 
-from learned_opt import benchmarks, cli, datasets
+from learned_opt import benchmarks, cli, datasets, optimizees, optimizers
 from learned_opt.benchmarks import (
   _cases,
+  _host_fed,
   _memory,
   _meta_gradient,
+  _pes,
   _processes,
   _report,
   _start_up,
@@ -33,6 +37,9 @@ from learned_opt.benchmarks._processes import Measured, Worker, WorkerError, tak
 
 # The smallest program: one layer of two units, two inner steps of eight coordinates.
 TINY = benchmarks.Case("tiny", "elementwise", 8, 2, 2, num_layers=1, hidden_size=2)
+SMALL_LOOP = _host_fed.Settings(
+  num_problems=2, unroll_length=4, steps_per_dispatch=2, horizon=8, batch_size=3
+)
 REQUIRED = ("case", "path", "milliseconds", "ratio", "gflops", "matmul_gflops")
 REQUIRED += ("compile_seconds", "peak_bytes")
 
@@ -326,6 +333,57 @@ def test_update_rows(in_this_process):
   assert plain["state_bytes"] == 16 * 2 * 2 * 4
 
 
+def test_pes_rows(monkeypatch, in_this_process):
+  monkeypatch.setattr(_pes, "_ARCHITECTURE", "learned_sgd")
+  monkeypatch.setattr(_pes, "_SETTINGS", SMALL_LOOP)
+  report = benchmarks.pes(paths=["host-fed", "one-program"], rounds=1)
+  host_fed, one_program = report.rows
+  assert (host_fed["case"], host_fed["path"], host_fed["ratio"]) == (
+    *("pes-learned_sgd", "host-fed", 1.0),
+  )
+  for row in report.rows:
+    assert row["error"] is None
+    assert is_positive(row, ("milliseconds", "ratio", "compile_seconds"))
+    assert row["outer_steps_per_second"] == pytest.approx(1e3 / row["milliseconds"])
+  assert one_program["ratio"] == pytest.approx(
+    host_fed["milliseconds"] / one_program["milliseconds"]
+  )
+
+
+def test_the_host_fed_loop_is_persistent_evolution_strategies():
+  optimizee = optimizees.mlp_classifier(cases.images(), (3,), batch_size=SMALL_LOOP.batch_size)
+  loop = _host_fed.HostFedPES(
+    optimizee, optimizers.learned_sgd(), optax.sgd(1.0), SMALL_LOOP, jax.random.key(0)
+  )
+  finished = []
+  finish = loop._finish
+
+  def note(meta_params, outer_state, total, losses):
+    finished.append((total, losses))
+    return finish(meta_params, outer_state, total, losses)
+
+  loop._finish = note
+  sums = []
+  for steps in (4, 8, 4):
+    before = loop.meta_params
+    loss = loop.step()
+    assert all(one.step.tolist() == [steps] * 2 for one in loop._problems)
+    total, (plus, minus) = jax.tree.map(np.asarray, finished[-1])
+    means = [np.concatenate(chunks, 1).mean(1) for chunks in (plus, minus)]
+    np.testing.assert_allclose(loss, np.mean(means), rtol=1e-6)
+    estimate = jax.tree.map(
+      lambda leaf, means=means: np.tensordot(means[0] - means[1], leaf, 1) / (4 * 0.01**2), total
+    )
+    jax.tree.map(
+      lambda a, b, c: np.testing.assert_allclose(a - b, c, rtol=1e-2, atol=2e-5),
+      *(before, loop.meta_params, estimate),
+    )
+    sums.append(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(total)]))
+  # The noise adds up over an episode, and begins anew with the next.
+  assert len({tuple(one) for one in sums}) == 3
+  assert np.all(np.isfinite(sums))
+
+
 def test_update_rows_of_other_optimizers(monkeypatch, in_this_process):
   monkeypatch.setattr(_updates, "MATRIX_SIZE", 4)
   report = benchmarks.update([35], optimizers=["learned_sgd", "nn_adam"], rounds=1, lstm=TINY)
@@ -402,11 +460,12 @@ def test_json_is_one_object_and_nothing_else(monkeypatch):
     (["meta-gradient", "--rounds", "0"], "rounds must be at least 1, got 0"),
     (["update", "--sizes", "10", "0"], "sizes must be at least 1, got 0"),
     (["update", "--paths", "adamm"], "did you mean 'adam'?"),
+    (["pes", "--paths", "host"], "unknown path 'host': did you mean 'host-fed'?"),
     (["update", "--optimizers", "adafac"], "did you mean 'adafac_mlp'?"),
     (["start-up", "--case", "mnits"], "did you mean 'mnist'?"),
     (["start-up", "--rounds", "0"], "rounds must be at least 1"),
     (["meta-gradiant"], "meta-gradient"),
-    ([], "Expected one of {meta-gradient, update, start-up}"),
+    ([], "Expected one of {meta-gradient, update, pes, start-up}"),
   ],
 )
 def test_mistakes_are_told_before_a_process_starts(argv, message, monkeypatch):

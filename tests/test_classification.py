@@ -80,7 +80,7 @@ def test_conv_classifier_is_the_papers(key):
 
 
 def test_metrics_are_over_all_of_the_test_split_batch_by_batch(key, monkeypatch):
-  monkeypatch.setattr("learned_opt.optimizees._classification._METRICS_BATCH", 4)
+  monkeypatch.setattr("learned_opt.optimizees._batches._METRICS_BATCH", 4)
   dataset = images((4, 4, 10))
   optimizee = optimizees.conv_classifier(dataset, (2,), 3, initial_scale=0.5)
   params, _ = draw(optimizee, key)

@@ -259,6 +259,25 @@ def test_inspect_prints_and_writes_what_it_finds(trained, tmp_path):
   assert "exists and is not empty: choose another folder" in stderr
 
 
+def test_doctor_prints_and_writes_what_it_finds(trained, tmp_path):
+  out = tmp_path / "examined"
+  argv = ["doctor", "--saved", trained[2] / "optimizer", "--optimizee.dimension", 3, "--out", out]
+  argv += ["--unroll-lengths", 2, "--horizon", 4, "--methods", "truncated_es"]
+  code, stdout, stderr = call(*argv, "--meta-batch-size", 2, "--num-samples", 2)
+  assert code == 0, stderr
+  found = json.loads((out / "diagnosis.json").read_text())
+  assert [(one["estimator"], one["unroll_length"]) for one in found["measurements"]] == [
+    ("truncated_es", 2)
+  ]
+  assert {path.name for path in out.iterdir()} == {"config.json", "diagnosis.json", "diagnosis.png"}
+  words = " ".join(stdout.split())
+  assert "2 episodes of 4 steps, 2 problems each" in words
+  assert "all losses, gradients, states and updates are finite" in words
+  assert f"recommended: {found['recommendation']}" in words
+  for one in found["measurements"]:
+    assert one["estimator"] in words
+
+
 def test_inspect_takes_what_it_is_given(trained):
   argv = [
     *("inspect", trained[2] / "optimizer", "--baselines", "sgd", "--learning-rates", 0.125),
@@ -333,7 +352,7 @@ def test_info_shows_evaluations_of_other_kinds(tmp_path):
 # --- Options from factories.
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "inspect", "doctor"])
 def test_help_lists_all_there_is_to_choose(command):
   code, stdout, _ = call(command, "--help")
   assert code == 0
@@ -506,6 +525,7 @@ def test_folders_of_data_reach_the_loader(monkeypatch, tmp_path):
     (["train", "--device", "abacus"], "there are: cpu:0"),
     (["info", "nothing"], "there is no learned optimizer 'nothing'"),
     (["evaluate", "./nothing", "--json"], "there is no learned optimizer './nothing'"),
+    (["doctor", "--saved", "nothing"], "there is no learned optimizer 'nothing'"),
     (["inspect", "nothing"], "there is no learned optimizer 'nothing'"),
     (["inspect", "lstm-quadratic", "--coordinate", "10"], "between 0 and 9, got 10"),
     (["inspect", "lstm-quadratic", "--num-steps", "0"], "num_steps must be an integer of at least"),

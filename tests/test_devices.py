@@ -21,7 +21,8 @@ from learned_opt import devices
 number = int(sys.argv[1])
 set_up = devices.use_cores(number)
 import jax, numpy as np, optax
-from learned_opt import Optimizee, estimators, evaluate, meta_train, optimizers
+from learned_opt import LearnedOptimizer, Optimizee, estimators, evaluate, meta_train
+from learned_opt import optimizers, population
 import jax.numpy as jnp
 
 def init(key):
@@ -45,6 +46,23 @@ with devices.use(devices.mesh()):
       [np.ravel(leaf) for leaf in jax.tree.leaves(result.meta_params)]
       + [result.history.meta_loss, result.history.validation_loss]
     ).tolist()
+  members = population.run(
+    bowl, architecture, estimators.truncated_backprop(3, 6, 1, path="single_gradient"),
+    keys=jax.random.split(jax.random.key(2), 2), hyperparams=jnp.array([1e-3, 1e-2]),
+    num_outer_steps=2, validate_every=2, num_validation_problems=1,
+  ).members
+  results["population"] = np.concatenate(
+    [np.ravel(leaf) for member in members for leaf in jax.tree.leaves(member.meta_params)]
+  ).tolist()
+  one_rate = LearnedOptimizer(lambda key: jnp.array(0.1), optax.sgd)
+  estimator = estimators.pes(3, (4, 6), 2, sigma=0.1)
+  def persistent(key):
+    state = estimator.init(bowl, one_rate, jnp.array(0.1), key)
+    def body(state, key):
+      return estimator.estimate(bowl, one_rate, jnp.array(0.1), state, key)[1::-1]
+    state, grads = jax.lax.scan(body, state, jax.random.split(key, 3))
+    return jnp.append(grads, state.problems.params["b"])
+  results["pes"] = jax.jit(persistent)(jax.random.key(0)).tolist()
   curves = evaluate.learning_curves(
     bowl, architecture.optimizer, result.meta_params, jax.random.split(jax.random.key(1), 4), 5
   )

@@ -25,7 +25,7 @@ from cases import (
 
 import learned_opt
 from learned_opt import estimators, meta_losses, optimizees, optimizers
-from learned_opt.estimators import drop_diverged
+from learned_opt.estimators import _particles, drop_diverged
 
 HORIZON, META_BATCH_SIZE, P, OUTPUT_SCALE = 6, 8, 3.0, 0.3
 WEIGHTS = np.array([0.5, -1.0, 2.0, 0.0, 1.5, 3.0])
@@ -69,8 +69,9 @@ class Programs:
 
   def __init__(self, case):
     self.num_traces = 0
-    self.reference = REFERENCES[case.reference]
+    self.reference, self.noise = REFERENCES[case.reference], case.noise
     self.unroll_length = case.unroll_length or HORIZON
+    self.rtol = 1e-10 if case.noise is None else 1e-7
     self.num_truncations = HORIZON // self.unroll_length
     estimator = case.make(
       horizon=HORIZON,
@@ -151,12 +152,90 @@ def lines(meta_params, num_lines=3):
   for seed in range(num_lines):
     rng = np.random.default_rng(seed)
     direction = jax.tree.map(lambda leaf, rng=rng: rng.normal(size=leaf.shape), meta_params)
+    yield direction, line(meta_params, direction)
 
-    def lstm(epsilon, direction=direction):
-      moved = jax.tree.map(lambda leaf, d: np.asarray(leaf) + epsilon * d, meta_params, direction)
-      return numpy_lstm.NumpyLSTM(moved, numpy_lstm.log_and_sign(P), OUTPUT_SCALE)
 
-    yield direction, lstm
+def line(meta_params, direction):
+  def lstm(epsilon):
+    moved = jax.tree.map(lambda leaf, d: np.asarray(leaf) + epsilon * d, meta_params, direction)
+    return numpy_lstm.NumpyLSTM(moved, numpy_lstm.log_and_sign(P), OUTPUT_SCALE)
+
+  return lstm
+
+
+def noise_of(meta_params, keys):
+  """The standard normal numbers of each particle in each estimate, ``[estimate][particle]``."""
+  settings = _particles.check_settings(None, 1, META_BATCH_SIZE, meta_losses.mean, 1.0)
+  draw = jax.jit(
+    lambda key: _particles.draw_noise(
+      settings, meta_params, jax.random.fold_in(key, _particles.NOISE)
+    )
+  )
+  drawn = [draw(key) for key in keys]
+  return [[unstack(noise, index) for index in range(META_BATCH_SIZE)] for noise in drawn]
+
+
+def slope_times_weight(kind, constants, meta_params, noise, unroll_length, truncation, direction):
+  """What one particle says of one truncation as sigma goes to zero, along a direction.
+
+  The loss differs between the signs by what the noise did in the truncations before, too.
+
+  Args:
+    kind: of the noise, see `EstimatorCase`.
+    constants: of the bowl.
+    meta_params: phi.
+    noise: standard normal, one tree a truncation.
+    unroll_length: U.
+    truncation: which one.
+    direction: a tree like phi.
+  """
+  epsilons = [noise[0]] * len(noise) if kind == "kept" else noise
+  own = [line(meta_params, epsilon) for epsilon in epsilons]
+
+  def loss(step):
+    theta, lstm_state = constants.start, None
+    for index in range(truncation + 1):
+      # What is shared goes on from the sign +, which for a tiny sigma is where phi comes.
+      moves = index == truncation or kind != "fresh"
+      losses, _, theta, lstm_state = numpy_lstm.optimize(
+        own[index](step if moves else 0.0),
+        bowl_loss(constants),
+        bowl_grad(constants),
+        theta,
+        unroll_length,
+        lstm_state,
+      )
+    first = truncation * unroll_length
+    return np.sum(WEIGHTS[first : first + unroll_length] * losses[1:])
+
+  weights = {
+    "fresh": epsilons[truncation],
+    "kept": epsilons[truncation],
+    "summed": jax.tree.map(lambda *leaves: sum(leaves), *epsilons[: truncation + 1]),
+  }
+  return numpy_lstm.derivative(loss) * along(weights[kind], direction)
+
+
+def expected_along(programs, constants, meta_params, keys, direction, line):
+  """What the first estimates must be; None stands for a problem that has diverged."""
+  unroll_length = programs.unroll_length
+  good = [index for index, one in enumerate(constants) if one is not None]
+  if programs.noise in (None, "tiny"):
+    cut = [list(segments(constants[index], line(0.0), unroll_length)) for index in good]
+    cut = [problems for problems, _ in zip(zip(*cut, strict=True), keys, strict=False)]
+    return [mean_derivative(programs.reference, problems, line) for problems in cut]
+  noise = noise_of(meta_params, keys)
+
+  def said(index, truncation):
+    own = [epsilons[index] for epsilons in noise]
+    return slope_times_weight(
+      programs.noise, constants[index], meta_params, own, unroll_length, truncation, direction
+    )
+
+  return [
+    sum(said(index, truncation) for index in good) / META_BATCH_SIZE
+    for truncation in range(len(keys))
+  ]
 
 
 def along(meta_grads, direction):
@@ -184,11 +263,11 @@ def test_estimate_is_its_reference_for_each_truncation(programs, key):
     meta_grads, state, _ = programs.estimate(bowl(), meta_params, state, step_key)
     estimates.append(meta_grads)
   constants = [unstack(state.problems.constants, index) for index in range(META_BATCH_SIZE)]
-  for direction, line in lines(meta_params):
-    cut = [list(segments(c, line(0.0), programs.unroll_length)) for c in constants]
-    for meta_grads, *problems in zip(estimates, *cut, strict=True):
-      expected = mean_derivative(programs.reference, problems, line)
-      np.testing.assert_allclose(along(meta_grads, direction), expected, rtol=1e-6, atol=1e-10)
+  keys = [jax.random.fold_in(key, step) for step in range(programs.num_truncations)]
+  for direction, line in lines(meta_params, num_lines=3 if programs.noise is None else 1):
+    expected = expected_along(programs, constants, meta_params, keys, direction, line)
+    found = [along(meta_grads, direction) for meta_grads in estimates]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def mean_derivative(reference, problems, line):
@@ -334,9 +413,9 @@ def test_each_loss_is_counted_once_and_problems_are_replaced_at_the_horizon(prog
       np.testing.assert_array_equal(state.problems.step, [done] * META_BATCH_SIZE)
       np.testing.assert_array_equal(state.restart, [done == HORIZON] * META_BATCH_SIZE)
     losses = mean_curve(model, state.problems.constants, range(META_BATCH_SIZE), HORIZON)
-    np.testing.assert_allclose(total, np.sum(WEIGHTS * losses[1:]), rtol=1e-10)
-    np.testing.assert_allclose(curves[0], losses[: unroll_length + 1], rtol=1e-10)
-    np.testing.assert_allclose(curves[-1], losses[-unroll_length - 1 :], rtol=1e-10)
+    np.testing.assert_allclose(total, np.sum(WEIGHTS * losses[1:]), rtol=programs.rtol)
+    np.testing.assert_allclose(curves[0], losses[: unroll_length + 1], rtol=programs.rtol)
+    np.testing.assert_allclose(curves[-1], losses[-unroll_length - 1 :], rtol=programs.rtol)
     starts.append(np.asarray(state.problems.constants.start))
   assert not np.any(np.isclose(*starts))
 
@@ -368,6 +447,8 @@ def test_the_key_matters_only_where_problems_are_replaced(programs, key):
     results = [programs.estimate(bowl(), meta_params, s, key) for s in (kept, state)]
   else:
     results = [programs.estimate(bowl(), meta_params, kept, k) for k in jax.random.split(key)]
+  if programs.noise is not None:
+    results = [(state.problems.constants, state.problems.step) for _, state, _ in results]
   chex.assert_trees_all_equal(*results)
 
 
@@ -397,16 +478,15 @@ def test_diverged_problems_are_dropped_counted_and_replaced(programs, key):
   assert 0 < np.sum(bad) < META_BATCH_SIZE
   assert int(info.num_diverged) == np.sum(bad)
   ((direction, line),) = lines(meta_params, num_lines=1)
-  good = [unstack(state.problems.constants, index) for index in np.flatnonzero(~bad)]
-  first_segments = [next(segments(c, line(0.0), programs.unroll_length)) for c in good]
-  expected = mean_derivative(programs.reference, first_segments, line)
+  constants = [None if b else unstack(state.problems.constants, i) for i, b in enumerate(bad)]
+  (expected,) = expected_along(programs, constants, meta_params, [key], direction, line)
   np.testing.assert_allclose(along(meta_grads, direction), expected, rtol=1e-6)
   curve = mean_curve(
     line(0.0), state.problems.constants, np.flatnonzero(~bad), programs.unroll_length
   )
-  np.testing.assert_allclose(info.losses, curve, rtol=1e-10)
+  np.testing.assert_allclose(info.losses, curve, rtol=programs.rtol)
   weights = WEIGHTS[: programs.unroll_length]
-  np.testing.assert_allclose(info.meta_loss, np.sum(weights * curve[1:]), rtol=1e-10)
+  np.testing.assert_allclose(info.meta_loss, np.sum(weights * curve[1:]), rtol=programs.rtol)
   replaced = bad | (programs.unroll_length == HORIZON)
   np.testing.assert_array_equal(state.restart, replaced)
   _, after, _ = programs.estimate(optimizee, meta_params, state, jax.random.key(1))

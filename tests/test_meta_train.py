@@ -12,7 +12,7 @@ from cases import NAN_AFTER_THE_START, bowl, tiny_lstm
 
 import learned_opt
 import learned_opt.evaluate
-from learned_opt import estimators, meta_train, optimizees
+from learned_opt import _outer_loop, estimators, meta_train, optimizees
 
 ESTIMATOR = estimators.truncated_backprop(unroll_length=3, horizon=6, meta_batch_size=4)
 OUTER = meta_train.with_clipping(optax.adam(3e-2), 1.0)
@@ -174,7 +174,7 @@ def test_validation_may_be_for_other_steps_than_training():
     bowl(),
     tiny_lstm().optimizer,
     result.state.meta_params,
-    jax.random.split(jax.random.fold_in(jax.random.key(0), meta_train._VALIDATION), 4),
+    jax.random.split(jax.random.fold_in(jax.random.key(0), _outer_loop.VALIDATION), 4),
     9,
   )
   np.testing.assert_allclose(

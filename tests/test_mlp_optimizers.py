@@ -381,7 +381,7 @@ def test_the_gradient_of_the_optimizee_is_taken_once(key):
     (optimizers.nn_adam, {"hidden_size": 0}, "hidden_size must be at least 1, got 0"),
     (optimizers.nn_adam, {"beta2": 1.0}, "beta2 must be between 0 and 0.99995"),
   ],
-  ids=str,
+  ids=lambda value: getattr(value, "__name__", None),
 )
 def test_factories_refuse(make, options, message):
   with pytest.raises(ValueError, match=message):

@@ -36,8 +36,11 @@ ARROWS = {
   "optimizers": {"base", "kernels", "_blocks", "_coordinates"},
   "optimizees": {"base"},
   "datasets": {"base"},
-  "estimators": {"base", "devices", "unroll", "meta_losses", "_coordinates"},
-  "meta_train": {"base", "devices", "unroll", "estimators"},
+  "families": {"base"},
+  "estimators": {"base", "devices", "families", "unroll", "meta_losses", "_coordinates"},
+  "_outer_loop": {"base", "devices", "families", "unroll"},
+  "meta_train": {"base", "devices", "families", "_outer_loop", "estimators"},
+  "population": {"base", "devices", "families", "_outer_loop", "meta_train"},
 }
 FAMILIES = ("optimizers", "optimizees", "estimators", "datasets")
 EXTRAS = (

@@ -8,6 +8,7 @@ import pytest
 SMALLER = {
   "num_outer_steps=400,": "num_outer_steps=2, validate_every=1, num_validation_problems=2,",
   "horizon=100": "horizon=20",
+  "num_outer_steps=20,\n  validate_every=10,": "num_outer_steps=1, validate_every=1,",
   "meta_batch_size=16": "meta_batch_size=2",
   "num_steps=100,": "num_steps=20, num_tuning_problems=2,",
   "num_problems=256": "num_problems=4",

@@ -12,7 +12,7 @@ import pytest
 from cases import OPTIMIZEES, bowl, meta_params_of, tiny_lstm
 
 import learned_opt
-from learned_opt import optimizees
+from learned_opt import estimators, evaluate, inspect, optimizees
 from learned_opt.unroll import init_inner_state, inner_step, unroll
 
 NUM_STEPS = 6
@@ -139,6 +139,51 @@ def test_update_is_given_value_grad_and_value_fn(key, x64):
     np.testing.assert_allclose(seen.grads, jnp.stack([noise, noise]), rtol=1e-12)
     np.testing.assert_array_equal(seen.grad, seen.grads)
     np.testing.assert_array_equal(seen.params, before.params)
+
+
+def planner():
+  """Moves by what it is told of its horizon, by nothing if it is told nothing."""
+
+  def update(grads, state, params, *, num_steps=0, **extra_args):
+    del params, extra_args
+    return jnp.full_like(grads, num_steps), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+
+@pytest.mark.parametrize(("horizon", "per_step"), [(None, 0.0), (7, 7.0), (np.int32(9), 9.0)])
+def test_update_is_told_the_horizon_as_num_steps(horizon, per_step, key):
+  optimizee, tx = noisy(), planner()
+  state = init_inner_state(optimizee, tx, key)
+  run = jax.jit(lambda state, horizon: unroll(optimizee, tx, state, 3, horizon=horizon)[0])
+  np.testing.assert_array_equal(run(state, horizon).params, np.full(2, 3 * per_step))
+
+
+@pytest.mark.parametrize("estimator", [estimators.truncated_backprop, estimators.imitation])
+def test_every_part_of_the_package_tells_its_horizon(estimator, key):
+  learned_optimizer = learned_opt.LearnedOptimizer(lambda key: jnp.zeros(()), lambda phi: planner())
+  part = estimator(2, 4, **({"teacher": planner()} if estimator is estimators.imitation else {}))
+  state = part.init(noisy(), learned_optimizer, jnp.zeros(()), key)
+  _, state, _ = part.estimate(noisy(), learned_optimizer, jnp.zeros(()), state, key)
+  np.testing.assert_array_equal(state.problems.params, [[8.0, 8.0]])
+
+
+def test_evaluation_and_inspection_tell_their_number_of_steps(key):
+  valley = learned_opt.Optimizee.from_functions(
+    lambda key: jnp.zeros(()), lambda params, key: jnp.sum(params)
+  )
+  curves = evaluate.learning_curves(valley, lambda phi: planner(), (), key[None], 3)
+  np.testing.assert_array_equal(curves.losses, [[0.0, 3.0, 6.0, 9.0]])
+  told = inspect.counterfactual_updates(
+    valley,
+    evaluate.Candidate.from_transformation("planner", planner()),
+    coordinate=0,
+    steps=[1],
+    gradients=[0.0],
+    key=key,
+    horizon=5,
+  )
+  np.testing.assert_array_equal(told.updates["planner"], [[5.0]])
 
 
 def test_key_of_step_t_is_folded_from_the_problems_key(key, x64):

@@ -15,6 +15,8 @@ from learned_opt.benchmarks._cases import Case as Case
 from learned_opt.benchmarks._cases import parse_case as parse_case
 from learned_opt.benchmarks._meta_gradient import meta_gradient as meta_gradient
 from learned_opt.benchmarks._meta_gradient import path_names as path_names
+from learned_opt.benchmarks._pes import PES_PATHS as PES_PATHS
+from learned_opt.benchmarks._pes import pes as pes
 from learned_opt.benchmarks._report import Report as Report
 from learned_opt.benchmarks._start_up import start_up as start_up
 from learned_opt.benchmarks._update import update as update

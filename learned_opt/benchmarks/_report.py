@@ -30,6 +30,7 @@ _COLUMNS: dict[str, tuple[str, float | None]] = {
   "ratio": ("times as fast", 1.0),
   "times_adam": ("times Adam", 1.0),
   "milliseconds_per_million": ("ms per million", 1.0),
+  "outer_steps_per_second": ("outer steps/s", 1.0),
   "coordinate_steps_per_second": ("M steps/s", 1e-6),
   "gflops": ("GFLOP/s", 1.0),
   "matmul_gflops": ("products", 1.0),

@@ -16,12 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt import devices, estimators, meta_train
-from learned_opt.benchmarks import _cases, _memory, _updates
+from learned_opt import devices, estimators, meta_train, optimizees, optimizers
+from learned_opt.base import Optimizee
+from learned_opt.benchmarks import _cases, _host_fed, _memory, _updates
 
 # Of the matrices, and products in one repetition.
 MATRIX_SIZE = 1024
 _PRODUCTS = 10
+
+# Of evolution strategies, in one dispatch.
+_OUTER_STEPS = 5
 
 # A repetition of many short calls takes about so long.
 _SECONDS_OF_CALLS = 0.2
@@ -109,6 +113,40 @@ def _matrix_product(mesh: jax.sharding.Mesh | None) -> tuple[dict[str, Any], Run
   return {"flops": 2 * MATRIX_SIZE**3, "units": _PRODUCTS}, run
 
 
+def _outer_steps(
+  optimizee: Optimizee, parts: Mapping[str, Any], outer_steps: int, max_bytes: int | None
+) -> tuple[dict[str, Any], Run]:
+  """Dispatches of `meta_train` of so many outer steps; the seconds are those of one."""
+  state = meta_train.init(optimizee, **parts, key=jax.random.key(0))
+  optimizee, state = devices.replicate((optimizee, state))
+  state_bytes = _num_bytes(state)
+  program, facts = compile_program(
+    lambda: meta_train._dispatch.lower(optimizee, state, **parts, num_steps=outer_steps),
+    max_bytes,
+  )
+
+  def run(times: int) -> float:
+    nonlocal state
+    # Where the outcome lies elsewhere than what it came from, as it may on several devices.
+    state = jax.device_put(state, program.input_shardings[0][1])
+    meta_losses = []
+    start = time.perf_counter()
+    for _ in range(times):
+      state, info = program(optimizee, state)
+      meta_losses.append(info.meta_loss)
+    jax.block_until_ready(state)
+    seconds = time.perf_counter() - start
+    _check_finite(meta_losses)
+    return seconds / outer_steps
+
+  return {**facts, "state_bytes": state_bytes}, run
+
+
+def _check_finite(meta_losses: list[Any]) -> None:
+  if not np.isfinite(meta_losses).all():
+    raise FloatingPointError("all problems diverged: what was measured is not meta-training")
+
+
 def _meta_gradient(
   case: list[Any], path: str, max_bytes: int | None, mesh: jax.sharding.Mesh | None
 ) -> tuple[dict[str, Any], Run]:
@@ -126,29 +164,7 @@ def _meta_gradient(
     "estimator": estimator,
     "outer_optimizer": meta_train.with_clipping(optax.adam(1e-3), max_meta_grad_norm=1.0),
   }
-  state = meta_train.init(optimizee, **parts, key=jax.random.key(0))
-  optimizee, state = devices.replicate((optimizee, state))
-  state_bytes = _num_bytes(state)
-  program, facts = compile_program(
-    lambda: meta_train._dispatch.lower(optimizee, state, **parts, num_steps=parsed.outer_steps),
-    max_bytes,
-  )
-
-  def run(times: int) -> float:
-    nonlocal state
-    # Where the outcome lies elsewhere than what it came from, as it may on several devices.
-    state = jax.device_put(state, program.input_shardings[0][1])
-    meta_losses = []
-    start = time.perf_counter()
-    for _ in range(times):
-      state, info = program(optimizee, state)
-      meta_losses.append(info.meta_loss)
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - start
-    if not np.isfinite(meta_losses).all():
-      raise FloatingPointError("all problems diverged: what was measured is not meta-training")
-    return seconds / parsed.outer_steps
-
+  facts, run = _outer_steps(optimizee, parts, parsed.outer_steps, max_bytes)
   params, _ = jax.eval_shape(optimizee.init, jax.random.key(0), optimizee.data)
   tensors = [math.prod(leaf.shape) for leaf in jax.tree.leaves(params)]
   coordinates = sum(tensors)
@@ -159,10 +175,10 @@ def _meta_gradient(
   return {
     **facts,
     "data": data,
-    "state_bytes": state_bytes,
     "coordinates": coordinates * parsed.meta_batch_size,
     "coordinate_steps": coordinates * parsed.meta_batch_size * parsed.unroll_length,
-    "flops_per_coordinate_step": work * _cases.forward_flops(state.meta_params),
+    "flops_per_coordinate_step": work
+    * _cases.forward_flops(jax.eval_shape(lstm.init, jax.random.key(0))),
   }, run
 
 
@@ -187,7 +203,8 @@ def _update(
   state_bytes = _num_bytes(state)
 
   def update(meta_params, grads, state, params):
-    return make(lstm, meta_params).update(grads, state, params)
+    tx = optax.with_extra_args_support(make(lstm, meta_params))
+    return tx.update(grads, state, params, value=jnp.ones(()))
 
   program, facts = compile_program(
     lambda: jax.jit(update, donate_argnums=2).lower(meta_params, grads, state, params), max_bytes
@@ -215,10 +232,56 @@ def _update(
   }, run
 
 
+def _pes(
+  host_fed: bool,
+  architecture: str,
+  settings: list[Any],
+  max_bytes: int | None,
+  mesh: jax.sharding.Mesh | None,
+) -> tuple[dict[str, Any], Run]:
+  """Outer steps of persistent evolution strategies, in one program or in a loop of the host."""
+  del mesh
+  sizes = _host_fed.Settings(*settings)
+  dataset, data = _cases.load_small_dataset()
+  optimizee = optimizees.mlp_classifier(
+    dataset,
+    hidden_sizes=(32,),
+    activation="relu",
+    initial_scale=None,
+    batch_size=sizes.batch_size,
+  )
+  learned_optimizer, outer_optimizer = getattr(optimizers, architecture)(), optax.adam(1e-4)
+  if host_fed:
+    loop = _host_fed.HostFedPES(
+      optimizee, learned_optimizer, outer_optimizer, sizes, jax.random.key(0)
+    )
+
+    def run_loop(times: int) -> float:
+      start = time.perf_counter()
+      losses = [loop.step() for _ in range(_OUTER_STEPS * times)]
+      jax.block_until_ready(losses)
+      _check_finite([np.asarray(losses)])
+      return (time.perf_counter() - start) / _OUTER_STEPS
+
+    start = time.perf_counter()
+    jax.block_until_ready(loop.step())
+    return {"data": data, "compile_seconds": time.perf_counter() - start}, run_loop
+  parts: Any = {
+    "learned_optimizer": learned_optimizer,
+    "estimator": estimators.pes(
+      sizes.unroll_length, sizes.horizon, sizes.num_problems, sigma=sizes.sigma
+    ),
+    "outer_optimizer": outer_optimizer,
+  }
+  facts, run = _outer_steps(optimizee, parts, _OUTER_STEPS, max_bytes)
+  return {**facts, "data": data}, run
+
+
 TASKS: dict[str, Callable[..., tuple[dict[str, Any], Run]]] = {
   "matrix-product": _matrix_product,
   "meta-gradient": _meta_gradient,
   "update": _update,
+  "pes": _pes,
 }
 
 

@@ -65,15 +65,21 @@ UPDATE_PATHS = tuple(PATHS)
 # The one whose paths those are; it updates one vector.
 LSTM = "lstm"
 
+# For how many steps those plan that do; it takes no time.
+_NUM_STEPS = 1000
+
 # Others, which update square matrices and know one path.
 _OTHERS: dict[str, Callable[[], LearnedOptimizer]] = {
   "adafac_mlp": optimizers.adafac_mlp,
+  "celo": functools.partial(optimizers.celo, num_steps=_NUM_STEPS),
   "celo2": optimizers.celo2,
   "celo2_base": functools.partial(optimizers.celo2, newton_schulz=False),
+  "celo_adam": functools.partial(optimizers.celo_adam, num_steps=_NUM_STEPS),
   "learned_sgd": optimizers.learned_sgd,
   "mlp": optimizers.mlp,
   "nn_adam": optimizers.nn_adam,
   "star": optimizers.star,
+  "velo": functools.partial(optimizers.velo, num_steps=_NUM_STEPS),
 }
 
 UPDATE_OPTIMIZERS = (LSTM, *_OTHERS)

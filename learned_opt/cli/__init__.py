@@ -1,4 +1,4 @@
-"""The commands ``learned-opt train``, ``evaluate``, ``inspect``, ``list``, ``info`` and ``bench``.
+"""The commands of ``learned-opt``, from ``train`` to ``bench``, for the shell and for scripts.
 
 It needs tyro and rich, which nothing else in the library does, and which are imported when one of
 the functions below is called.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from learned_opt import devices
 
 if TYPE_CHECKING:
+  from learned_opt.benchmark_suite import Report
   from learned_opt.comparisons import Comparison
   from learned_opt.curriculum import Curriculum
   from learned_opt.evaluate import Evaluation
@@ -296,6 +297,59 @@ def compare(
   with _session.errors_in_one_line(), devices.use(devices.mesh()):
     _session.use_compilation_cache()
     return _commands.compare(comparisons, optimizers, pathlib.Path(out), resume=resume, plots=plots)
+
+
+def benchmark(
+  optimizer: str | os.PathLike[str],
+  out: str | os.PathLike[str],
+  *,
+  size: str = "cpu",
+  name: str | None = None,
+  baselines: pathlib.Path | None = None,
+  plots: bool = True,
+) -> "Report":
+  """Does what ``learned-opt benchmark`` does; builds baselines that are not there, if told where.
+
+  Args:
+    optimizer: a name or folder, as for `learned_opt.load`.
+    out: the folder of the outcome.
+    size: of the suite; see `learned_opt.benchmark_suite.SIZES`.
+    name: of the optimizer in the report; None means its own.
+    baselines: a folder of tuned baselines, in which those that are missing are made; None means
+      the ones that are shipped.
+    plots: whether to draw the figure.
+
+  Returns:
+    The report.
+
+  Raises:
+    SystemExit: as of `run_recipe`.
+
+  Example:
+    >>> import tempfile
+    >>> from learned_opt import cli
+    >>> report = cli.benchmark("lstm-mnist", tempfile.mkdtemp(), size="smoke", plots=False)
+    skipped softmax-regression: no tuned baselines in ...
+    skipped shakespeare-lstm: ...
+    >>> report.results
+    ()
+  """
+  _check_extras()
+  from learned_opt import benchmark_suite
+  from learned_opt.cli import _commands, _report, _session, _suite_report
+
+  with _session.errors_in_one_line(), devices.use(devices.mesh()):
+    _session.use_compilation_cache()
+    with _report.Reporter() as reporter:
+      if baselines is not None:
+        benchmark_suite.build(size, folder=baselines, on_progress=reporter.say)
+      report = benchmark_suite.run(
+        optimizer, name=name, size=size, baselines=baselines, on_progress=reporter.say
+      )
+    pathlib.Path(out).mkdir(parents=True, exist_ok=True)
+    _commands.write_suite(report, pathlib.Path(out), plots=plots)
+    _suite_report.print_suite(report)
+    return report
 
 
 def _check_extras() -> None:

@@ -11,6 +11,7 @@ import learned_opt
 from learned_opt import (
   _run_folder,
   artifacts,
+  benchmark_suite,
   benchmarks,
   comparisons,
   curriculum,
@@ -18,8 +19,9 @@ from learned_opt import (
   runs,
   search,
 )
-from learned_opt._arrays import Path
-from learned_opt.cli import _inspection, _options, _report, _session
+from learned_opt._arrays import Path, atomic_write
+from learned_opt.benchmark_suite import suite_figure
+from learned_opt.cli import _doctor, _inspection, _options, _report, _session, _suite_report
 from learned_opt.cli._factories import FactoryConfig
 
 
@@ -238,6 +240,22 @@ def _inspect(options: Any) -> int:
   return 0
 
 
+def _examine(options: Any) -> int:
+  as_json = options.session.json
+  with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
+    names = ("saved", "unroll_lengths", "horizon", "methods", "meta_batch_size", "num_samples")
+    _make_folder(options, (*names, "sigma", "seed"))
+    diagnosis = _doctor.examine(options, reporter.say)
+    if options.out is not None:
+      _doctor.write(diagnosis, options.out, plots=options.plots)
+  if as_json:
+    _print_json(diagnosis.to_json())
+    return 0
+  _doctor.print_diagnosis(diagnosis)
+  _report.print_files(_run_folder.contents(options.out) if options.out is not None else ())
+  return 0
+
+
 def _make_folder(options: Any, names: Sequence[str]) -> None:
   """Makes the folder of what a command finds, with the options that decide it."""
   if options.out is None:
@@ -277,6 +295,68 @@ def _info(options: _options.InfoOptions) -> int:
   return 0
 
 
+def _convert(options: _options.ConvertOptions) -> int:
+  config = dict(map(_setting, options.config))
+  folder = artifacts.convert(
+    options.source, options.out, config=config, overwrite=options.overwrite
+  )
+  artifact = artifacts.load_artifact(folder)
+  if options.session.json:
+    _print_json({"out": str(folder), "card": artifact.card})
+    return 0
+  _report.print_card(str(folder), artifact.card)
+  return 0
+
+
+def _setting(text: str) -> tuple[str, Any]:
+  """A name and a value: a number, true, false or a list as JSON has them, else a text."""
+  name, equals, value = text.partition("=")
+  if not equals or not name:
+    raise ValueError(f"--config {text}: give NAME=VALUE")
+  try:
+    read = json.loads(value)
+  except ValueError:
+    return name, value
+  return name, tuple(read) if isinstance(read, list) else read
+
+
+def _benchmark(options: _options.BenchmarkOptions) -> int:
+  as_json = options.session.json
+  with _report.Reporter() as reporter, _stdout_kept_for_json(as_json):
+    name = _optimizer_name(options.name_or_path, artifacts.load_artifact(options.name_or_path))
+    if options.out is not None:
+      if options.plots:
+        runs.check_matplotlib()
+      config = {"name_or_path": options.name_or_path, "size": options.size}
+      _run_folder.make(options.out, {**config, "tasks": list(options.tasks)})
+    report = benchmark_suite.run(
+      options.name_or_path,
+      name=name,
+      size=options.size,
+      tasks=options.tasks or None,
+      data=benchmark_suite.Data(options.data_dir, options.manual_dir, options.text),
+      baselines=options.baselines,
+      on_progress=reporter.say,
+    )
+    if options.out is not None:
+      write_suite(report, options.out, plots=options.plots)
+  if as_json:
+    _print_json(report.to_json())
+    return 0
+  _suite_report.print_suite(report)
+  _report.print_files(_run_folder.contents(options.out) if options.out is not None else ())
+  return 0
+
+
+def write_suite(report: benchmark_suite.Report, out: pathlib.Path, *, plots: bool) -> None:
+  """Writes what the suite says of an optimizer into a folder."""
+  text = json.dumps(report.to_json(), allow_nan=False)
+  with atomic_write(out / _run_folder.EVALUATION) as file:
+    file.write(text.encode())
+  if plots and report.results:
+    suite_figure(report, out / _run_folder.LEARNING_CURVES)
+
+
 def _bench(options: _options.BenchOptions) -> int:
   one, session = options.benchmark, options.session
   with _report.Reporter() as reporter:
@@ -292,6 +372,8 @@ def _bench(options: _options.BenchOptions) -> int:
       report = benchmarks.meta_gradient(one.cases, **common)
     elif isinstance(one, _options.UpdateOptions):
       report = benchmarks.update(one.sizes, optimizers=one.optimizers, **common)
+    elif isinstance(one, _options.PESOptions):
+      report = benchmarks.pes(**common)
     else:
       report = benchmarks.start_up(one.case, **common)
   if session.json:
@@ -307,8 +389,11 @@ _COMMANDS: dict[str, Callable[[Any], int]] = {
   "train": _train,
   "evaluate": _evaluate,
   "inspect": _inspect,
+  "doctor": _examine,
   "list": _list,
   "info": _info,
+  "convert": _convert,
+  "benchmark": _benchmark,
   "bench": _bench,
 }
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from tyro.conf import arg
 
 from learned_opt import datasets
-from learned_opt.base import ImageDataset, MetaLoss
+from learned_opt.base import ImageDataset, MetaLoss, TextDataset
 from learned_opt.meta_losses import META_LOSSES
 
 # The types of values that can be typed; parameters of other types stay at their defaults.
@@ -202,10 +202,13 @@ def _option(
   name, hint = parameter.name, parameter.annotation
   if hint is ImageDataset:
     return _dataset_option(name, path, help_text, choices)
+  if hint is TextDataset:
+    return _text_option(name, help_text)
   if hint == MetaLoss:
     return _meta_loss_option(parameter, path, choices)
   if _is_union_of_dataclasses(hint):
     return _union_option(parameter, path, help_text, choices)
+  hint = _plain_part(hint)
   if not _is_plain(hint):
     return None
   default = choices.default(path, parameter.default)
@@ -236,6 +239,21 @@ def _dataset_option(name: str, path: str, help_text: str, choices: Choices) -> O
   fields = [Field(name, Annotated[known, arg(help=help_text)], default), *folders]
   # Where the files lie says nothing of the run.
   return Option(fields, argument, lambda config: getattr(config, name))
+
+
+def _text_option(name: str, help_text: str) -> Option:
+  more = f"{help_text} By default a made-up language, which needs no file."
+  field = Field(name, Annotated[pathlib.Path | None, arg(help=more)], None)
+
+  def argument(config: FactoryConfig) -> TextDataset:
+    path = getattr(config, name)
+    return datasets.markov_text() if path is None else datasets.load_text(path)
+
+  def record(config: FactoryConfig) -> str | None:
+    path = getattr(config, name)
+    return None if path is None else path.name  # Where the file lies says nothing of the run.
+
+  return Option([field], argument, record)
 
 
 def _meta_loss_option(parameter: inspect.Parameter, path: str, choices: Choices) -> Option:
@@ -279,6 +297,14 @@ def _is_union_of_dataclasses(hint: Any) -> bool:
   return isinstance(hint, types.UnionType) and all(
     dataclasses.is_dataclass(member) for member in typing.get_args(hint)
   )
+
+
+def _plain_part(hint: Any) -> Any:
+  """Of alternatives, those that can be typed, if there is more to type than None."""
+  if not isinstance(hint, types.UnionType):
+    return hint
+  plain = [member for member in typing.get_args(hint) if _is_plain(member)]
+  return typing.Union[tuple(plain)] if set(plain) - {type(None)} else hint  # noqa: UP007
 
 
 def _is_plain(hint: Any) -> bool:

@@ -104,6 +104,7 @@ def inspect_optimizer(
     steps=options.steps or [step for step in _STEPS if step <= options.num_steps],
     gradients=_gradients(options.max_gradient, proposals.gradients),
     key=key,
+    horizon=options.num_steps,
   )
   by_name = {baseline.name: rate for baseline, rate in rates}
   return Inspection(subject.optimizee_name, by_name, proposals, counterfactuals)

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import (
@@ -16,7 +16,17 @@ from tyro.conf import (
   subcommand,
 )
 
-from learned_opt import artifacts, benchmarks, estimators, optimizees, optimizers, runs
+from learned_opt import (
+  artifacts,
+  benchmark_suite,
+  benchmarks,
+  datasets,
+  doctor,
+  estimators,
+  optimizees,
+  optimizers,
+  runs,
+)
 from learned_opt import evaluate as evaluation
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.cli._factories import (
@@ -30,6 +40,11 @@ from learned_opt.cli._factories import (
 )
 
 PROGRAM = "learned-opt"
+
+_SAVED = (
+  "the name of a shipped optimizer, or the path of a saved one, with its meta-params; by default "
+  "those of the architecture are drawn."
+)
 
 
 def _by_name(factories: Sequence[Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
@@ -111,7 +126,10 @@ class ListOptions:
 
 _NameOrPath = Annotated[
   Positional[str],
-  arg(help="a shipped optimizer, or the folder of one that was saved.", metavar="NAME_OR_PATH"),
+  arg(
+    help="a shipped optimizer, the folder of one that was saved, or a file of published weights.",
+    metavar="NAME_OR_PATH",
+  ),
 ]
 
 
@@ -121,6 +139,60 @@ class InfoOptions:
 
   name_or_path: _NameOrPath
   session: Annotated[Output, OmitArgPrefixes] = Output()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+  """The options of ``convert``."""
+
+  source: Annotated[
+    Positional[str],
+    arg(help="a file of published weights, such as Celo's theta.state.", metavar="IN"),
+  ]
+  out: Annotated[Positional[pathlib.Path], arg(help="the folder, which is made.", metavar="OUT")]
+  config: Annotated[
+    tuple[str, ...],
+    arg(
+      help="arguments of the architecture that the file does not tell, where they differ from the "
+      "defaults: output_scale=1e-2",
+      metavar="NAME=VALUE",
+    ),
+  ] = ()
+  overwrite: Annotated[bool, arg(help="replace the learned optimizer that is there.")] = False
+  session: Annotated[Output, OmitArgPrefixes] = Output()
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkOptions:
+  """The options of ``benchmark``."""
+
+  name_or_path: _NameOrPath
+  size: Annotated[
+    Literal[tuple(benchmark_suite.SIZES)],  # pyright: ignore[reportInvalidTypeForm]
+    arg(help="of the suite: how many steps and problems."),
+  ] = "cpu"
+  tasks: Annotated[
+    tuple[str, ...], arg(help=f"which of {', '.join(benchmark_suite.TASKS)}; by default all.")
+  ] = ()
+  baselines: Annotated[
+    pathlib.Path | None,
+    arg(
+      help="the folder of tuned baselines that python -m learned_opt.benchmark_suite has made; by "
+      "default those that are shipped."
+    ),
+  ] = None
+  data_dir: Annotated[pathlib.Path | None, arg(help=parameter_help(datasets.load)["data_dir"])] = (
+    None
+  )
+  manual_dir: Annotated[
+    pathlib.Path | None, arg(help=parameter_help(datasets.load)["manual_dir"])
+  ] = None
+  text: Annotated[pathlib.Path | None, arg(help="the file of tiny shakespeare.")] = None
+  out: Annotated[
+    pathlib.Path | None, arg(help="a folder for the result and its figure, which is made.")
+  ] = None
+  plots: Annotated[bool, arg(help="draw the figure in that folder, which needs matplotlib.")] = True
+  session: Annotated[Session, OmitArgPrefixes] = Session()
 
 
 _Rounds = Annotated[int, arg(help="repetitions of each, in turn with one another.")]
@@ -186,6 +258,19 @@ class UpdateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PESOptions:
+  """The options of ``bench pes``."""
+
+  paths: Annotated[
+    tuple[str, ...],
+    arg(help=f"how outer steps are taken; the reference is {benchmarks.PES_PATHS[0]}."),
+  ] = benchmarks.PES_PATHS
+  rounds: _Rounds = 5
+  max_gigabytes: _MaxGigabytes = None
+  session: Annotated[BenchSession, OmitArgPrefixes] = BenchSession()
+
+
+@dataclasses.dataclass(frozen=True)
 class StartUpOptions:
   """The options of ``bench start-up``."""
 
@@ -211,6 +296,13 @@ class BenchOptions:
     | Annotated[
       UpdateOptions,
       subcommand("update", description="One update of many parameters by an LSTM, and by Adam."),
+    ]
+    | Annotated[
+      PESOptions,
+      subcommand(
+        "pes",
+        description="Outer steps of evolution strategies, in one program and fed by the host.",
+      ),
     ]
     | Annotated[
       StartUpOptions,
@@ -250,16 +342,22 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     "train": _train_options(_choices(argv, {})),
     "evaluate": _evaluate_options(_choices(argv, _defaults_of_card(argv))),
     "inspect": _inspect_options(_choices(argv, _defaults_of_card(argv))),
+    "doctor": _doctor_options(_choices(argv, {})),
     "list": ListOptions,
     "info": InfoOptions,
+    "convert": ConvertOptions,
+    "benchmark": BenchmarkOptions,
     "bench": BenchOptions,
   }
   descriptions = {
     "train": "Meta-train a learned optimizer, save it and compare it with tuned baselines.",
     "evaluate": "Judge a learned optimizer beside tuned baselines, on fresh problems.",
     "inspect": "Look at what a learned optimizer does, step by step, beside tuned baselines.",
+    "doctor": "Compare meta-gradient estimators on a problem, and find what is not finite.",
     "list": "Show the learned optimizers that are shipped with the library.",
     "info": "Show what a learned optimizer is, how it was made and how good it is.",
+    "convert": "Save weights that others published as a learned optimizer of this library.",
+    "benchmark": "Judge a learned optimizer on the suite: many tasks, beside tuned baselines.",
     "bench": "Measure what meta-gradients, updates and the start of a process cost here.",
   }
   members = tuple(
@@ -303,7 +401,7 @@ def _train_options(choices: Choices) -> type:
     _flag("resume", False, "continue the run in that folder, from its last validation."),
     _flag("evaluate", True, "compare with tuned baselines at the end."),
     _flag("plots", True, "draw the figures, which needs matplotlib."),
-    _group("recipe", derive(runs.Recipe, "", choices, omit=("optimizee_name",))),
+    _group("recipe", derive(runs.Recipe, "", choices, omit=("optimizee", "optimizee_name"))),
     _group("session", Session),
   ]
   return _dataclass("TrainOptions", fields)
@@ -343,6 +441,33 @@ def _inspect_options(choices: Choices) -> type:
     "num_tuning_problems": "on how many problems.",
   }
   return _options_on_problems("InspectOptions", types, help_texts, choices)
+
+
+def _doctor_options(choices: Choices) -> type:
+  types = {
+    "unroll_lengths": (tuple[int, ...], (5, 10, 20, 50, 100)),
+    "horizon": (int | None, None),
+    "methods": (tuple[str, ...], tuple(doctor.METHODS)),
+    "meta_batch_size": (int, 8),
+    "num_samples": (int, 16),
+    "sigma": (float, 0.01),
+    "seed": (int, 0),
+  }
+  help_texts = parameter_help(doctor.examine)
+  help_texts["seed"] = parameter_help(runs.Recipe)["seed"]
+  fields = [
+    Field("saved", Annotated[str | None, arg(help=_SAVED)], None),
+    *_alternatives("optimizee", OPTIMIZEES, "the problems.", choices),
+    *_alternatives("learned_optimizer", ARCHITECTURES, "the architecture.", choices),
+    *(
+      Field(name, Annotated[hint, arg(help=help_texts[name])], fallback)
+      for name, (hint, fallback) in types.items()
+    ),
+    _path("out", "a folder for the result and its figure, which is made."),
+    _flag("plots", True, "draw the figure in that folder, which needs matplotlib."),
+    _group("session", Session),
+  ]
+  return _dataclass("DoctorOptions", fields)
 
 
 def _options_on_problems(

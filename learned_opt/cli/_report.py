@@ -150,6 +150,16 @@ def print_optimizers(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
   _stdout().print(table)
 
 
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Prints values by their headings, the first of which is a name."""
+  table = _new_table(title)
+  for index, heading in enumerate(rows[0]):
+    table.add_column(heading, justify="right" if index else "left")
+  for row in rows:
+    table.add_row(*map(_cell, row.values()))
+  _stdout().print(table)
+
+
 def table_steps(num_steps: int) -> tuple[int, ...]:
   """The steps at which a table shows the loss: a fifth, two fifths, and the last.
 

@@ -15,7 +15,8 @@ class TruncatedState(NamedTuple):
   """Estimator state: the problems in the middle of their optimization.
 
   Attributes:
-    problems: an `InnerState` whose leaves have a leading axis of `meta_batch_size`.
+    problems: an `InnerState` whose leaves have a leading axis of `meta_batch_size`; without
+      `opt_state` if an unroll is as long as the horizon, as nothing is carried then.
     restart: bool ``[meta_batch_size]``, the problems that are replaced before the next unroll; all
       are if an unroll is as long as the horizon.
   """
@@ -39,15 +40,19 @@ def truncations(
     keys = jax.random.split(key, meta_batch_size)
     return path_for(learned_optimizer).draw(optimizee, learned_optimizer, meta_params, keys)
 
+  carries = unroll_length < horizon
+
+  def kept(problems: InnerState) -> InnerState:
+    # The state of the optimizer is most of what a large problem needs.
+    return problems if carries else problems._replace(opt_state=())
+
   def init(optimizee, learned_optimizer, meta_params, key) -> TruncatedState:
     problems = draw(optimizee, learned_optimizer, meta_params, key)
-    return TruncatedState(problems, jnp.ones(meta_batch_size, bool))
+    return TruncatedState(kept(problems), jnp.ones(meta_batch_size, bool))
 
   def estimate(optimizee, learned_optimizer, meta_params, state: TruncatedState, key):
     chosen = path_for(learned_optimizer)
     fresh = draw(optimizee, learned_optimizer, meta_params, key)
-    # Without carried problems their optimizer state need not be kept beside the fresh one.
-    carries = unroll_length < horizon
     problems = chosen.choose(state.restart, fresh, state.problems) if carries else fresh
     segment = chosen.gradient(
       optimizee, learned_optimizer, meta_params, problems, jax.random.fold_in(key, 1)
@@ -59,7 +64,7 @@ def truncations(
       meta_grad_norm=optax.tree.norm(segment.meta_grads),
     )
     restart = segment.diverged | (segment.problems.step >= horizon)
-    return segment.meta_grads, TruncatedState(segment.problems, restart), info
+    return segment.meta_grads, TruncatedState(kept(segment.problems), restart), info
 
   return MetaGradientEstimator(init, estimate, horizon)
 

@@ -1,5 +1,6 @@
 """Meta-gradients by backpropagation through the unrolled optimization (paper, section 2)."""
 
+import functools
 from typing import Literal, TypeAlias, get_args
 
 from learned_opt.base import LearnedOptimizer, MetaGradientEstimator, MetaLoss
@@ -87,6 +88,9 @@ def truncated_backprop(
         f"second_order=False, got path={path!r} and second_order={second_order}"
       )
   check_meta_loss(meta_loss, horizon)
+  through_the_scan = functools.partial(
+    autodiff_path, unroll_length, meta_loss, horizon=horizon, remat=remat
+  )
 
   def path_for(learned_optimizer: LearnedOptimizer) -> _paths.Path:
     replays = learned_optimizer.coordinatewise is not None
@@ -97,9 +101,9 @@ def truncated_backprop(
         "no CoordinatewiseRule. path='single_gradient' works for all"
       )
     if second_order or path == "autodiff":
-      return autodiff_path(unroll_length, meta_loss, second_order=second_order, remat=remat)
+      return through_the_scan(second_order=second_order)
     if path == "single_gradient" or not replays:
-      return autodiff_path(unroll_length, meta_loss, single_gradient=True, remat=remat)
+      return through_the_scan(single_gradient=True)
     return replay_path(unroll_length, meta_loss, replayed_coordinates)
 
   return truncations(path_for, unroll_length, horizon, meta_batch_size)

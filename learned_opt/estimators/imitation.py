@@ -102,7 +102,7 @@ def imitation(
       tx = _observed(teacher, learned_optimizer.optimizer(meta_params))
       lesson: Lesson = problem.opt_state
       start = problem._replace(opt_state=lesson._replace(error=jnp.zeros_like(lesson.error)))
-      end, trajectory = unroll(optimizee, tx, start, unroll_length, remat=remat)
+      end, trajectory = unroll(optimizee, tx, start, unroll_length, horizon=horizon, remat=remat)
       is_finite = jnp.all(jnp.isfinite(trajectory.losses))
       return jnp.where(is_finite, weight * end.opt_state.error, jnp.nan), (end, trajectory)
 

@@ -1,7 +1,6 @@
-"""What all classifiers of images have in common: minibatches, their loss, metrics."""
+"""What problems on images have in common: splits, minibatches, their loss, metrics."""
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -13,11 +12,9 @@ import numpy as np
 import optax
 
 from learned_opt.base import ImageDataset, Optimizee
+from learned_opt.optimizees._batches import sum_in_batches
 
 Split = Literal["train", "validation", "test"]
-
-# Images of the test split whose logits are computed at once.
-_METRICS_BATCH = 500
 
 
 class ByLabel(NamedTuple):
@@ -59,11 +56,9 @@ def classifier(
   """The cross-entropy of a network on minibatches; see `mlp_classifier` for the arguments."""
   if batch_size < 1:
     raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-  for argument, name in (("split", split), ("outer_split", outer_split or split)):
-    if name not in ImageDataset._fields:
-      raise ValueError(f"{argument} must be one of {ImageDataset._fields}, got {name!r}")
+  check_splits(split, outer_split)
   for name in ImageDataset._fields:
-    _check_split(name, *getattr(dataset, name))
+    check_split(name, *getattr(dataset, name))
   pool = _check_labels(dataset, num_labels, labels)
   if num_labels is None:
     num_labels = None if labels is None else len(pool)
@@ -85,13 +80,15 @@ def classifier(
   return Optimizee(data=LabelledData(arrays, index), **functions)
 
 
-def check_initial_scale(initial_scale: float) -> None:
-  """Raises `ValueError` for what is no standard deviation."""
-  if not (math.isfinite(initial_scale) and initial_scale >= 0):
-    raise ValueError(f"initial_scale must be finite and not negative, got {initial_scale}")
+def check_splits(split: Split, outer_split: Split | None) -> None:
+  """Raises `ValueError` for a split that there is not."""
+  for argument, name in (("split", split), ("outer_split", outer_split or split)):
+    if name not in ImageDataset._fields:
+      raise ValueError(f"{argument} must be one of {ImageDataset._fields}, got {name!r}")
 
 
-def _check_split(name: str, images: jax.Array, labels: jax.Array) -> None:
+def check_split(name: str, images: chex.Array, labels: chex.Array) -> None:
+  """Raises `ValueError` unless a split is uint8 images and as many integer labels."""
   if images.ndim != 4 or images.dtype != jnp.uint8 or images.shape[0] == 0:
     raise ValueError(
       f"dataset.{name}: images must be uint8 [N, height, width, channels] with N > 0, "
@@ -196,15 +193,7 @@ def _functions(
       correct = jnp.argmax(logits, axis=-1) == labels
       return jnp.sum(losses, where=seen), jnp.sum(correct, where=seen), jnp.sum(seen)
 
-    batch = min(_METRICS_BATCH, len(labels))
-    whole = len(labels) // batch * batch
-    batches = jax.tree.map(
-      lambda leaf: leaf[:whole].reshape(-1, batch, *leaf.shape[1:]), (images, labels, seen)
-    )
-    totals = jax.tree.map(jnp.sum, jax.lax.map(sums, batches))
-    if whole < len(labels):
-      rest = sums(jax.tree.map(lambda leaf: leaf[whole:], (images, labels, seen)))
-      totals = jax.tree.map(jnp.add, totals, rest)
+    totals = sum_in_batches(sums, (images, labels, seen))
     loss, correct, number = totals
     return {"test_loss": loss / number, "test_accuracy": correct / number}
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt.base import ImageDataset, Optimizee
-from learned_opt.optimizees._classification import Split, check_initial_scale, classifier
+from learned_opt.optimizees._classification import Split, classifier
+from learned_opt.optimizees._networks import as_float, check_initial_scale, initializers
 
 # That of Sonnet 1, in which the paper's networks are written.
 _EPSILON = 1e-3
@@ -17,12 +18,13 @@ _EPSILON = 1e-3
 class BatchNorm(nn.Module):
   """Batch normalisation with an offset, without a scale; always by the batch's own statistics."""
 
-  initial_scale: float
+  initial_scale: float | None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps ``[..., channels]`` to the same shape."""
-    offset = self.param("offset", nn.initializers.normal(self.initial_scale), (x.shape[-1],))
+    init = initializers(self.initial_scale)["bias_init"]
+    offset = self.param("offset", init, (x.shape[-1],))
     axes = tuple(range(x.ndim - 1))
     return jax.nn.standardize(x, axis=axes, epsilon=_EPSILON) + jnp.expand_dims(offset, axes)
 
@@ -33,28 +35,28 @@ class ConvNet(nn.Module):
   channels: tuple[int, ...]
   hidden_size: int
   num_classes: int
-  initial_scale: float
+  initial_scale: float | None
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps uint8 images ``[N, height, width, channels]`` to logits ``[N, num_classes]``."""
-    init = nn.initializers.normal(self.initial_scale)
+    inits = initializers(self.initial_scale)
     x = images.astype(jnp.float32) / 255.0
     for index, channels in enumerate(self.channels):
-      conv = nn.Conv(channels, (5, 5), kernel_init=init, bias_init=init, name=f"conv_{index}")
+      conv = nn.Conv(channels, (5, 5), **inits, name=f"conv_{index}")
       x = nn.relu(BatchNorm(self.initial_scale, name=f"conv_norm_{index}")(conv(x)))
       x = nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
-    hidden = nn.Dense(self.hidden_size, kernel_init=init, bias_init=init, name="hidden")
+    hidden = nn.Dense(self.hidden_size, **inits, name="hidden")
     x = hidden(x.reshape(x.shape[0], -1))
     x = nn.relu(BatchNorm(self.initial_scale, name="hidden_norm")(x))
-    return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="output")(x)
+    return nn.Dense(self.num_classes, **inits, name="output")(x)
 
 
 def conv_classifier(
   dataset: ImageDataset,
   channels: Sequence[int] = (16, 16, 16),
   hidden_size: int = 32,
-  initial_scale: float = 0.01,
+  initial_scale: float | None = 0.01,
   batch_size: int = 128,
   split: Split = "train",
   outer_split: Split | None = None,
@@ -74,7 +76,8 @@ def conv_classifier(
     dataset: uint8 images and integer labels, split by split.
     channels: of each convolution.
     hidden_size: units of the hidden layer.
-    initial_scale: standard deviation of theta_0, all weights, biases and offsets alike.
+    initial_scale: standard deviation of theta_0, all weights, biases and offsets alike; None means
+      weights of the variance 1 / fan-in, and biases and offsets of zero (LeCun).
     batch_size: images of one minibatch.
     split: what the inner steps see.
     outer_split: what the meta-loss is made of, on minibatches of its own; None means the
@@ -103,7 +106,7 @@ def conv_classifier(
     if size < 1:
       raise ValueError(f"channels and hidden_size must be at least 1, got {size}")
   check_initial_scale(initial_scale)
-  module_of = functools.partial(_conv_net, channels, hidden_size, float(initial_scale))
+  module_of = functools.partial(_conv_net, channels, hidden_size, as_float(initial_scale))
   return classifier(module_of, dataset, batch_size, split, outer_split, num_labels, labels)
 
 

@@ -2,46 +2,67 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from learned_opt.base import ImageDataset, Optimizee
-from learned_opt.optimizees._classification import Split, check_initial_scale, classifier
+from learned_opt.optimizees._classification import Split, classifier
+from learned_opt.optimizees._networks import (
+  ACTIVATIONS,
+  as_float,
+  check_activation,
+  check_initial_scale,
+  check_sizes,
+  initializers,
+)
 
-_ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu}
+Skip = Literal["none", "residual", "highway"]
+
+# With which a highway's gates start half closed: sigmoid(-1) = .27 (Srivastava et al. 2015).
+_GATE_BIAS = -1.0
 
 
 class MLP(nn.Module):
-  """Hidden layers of the given sizes, then a linear layer; weights and biases are Gaussian."""
+  """Hidden layers of the given sizes, then a linear layer."""
 
   hidden_sizes: tuple[int, ...]
   num_classes: int
   activation: str
-  initial_scale: float
+  initial_scale: float | None
+  skip: Skip = "none"
 
   @nn.compact
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps uint8 images ``[..., height, width, channels]`` to logits ``[..., num_classes]``."""
-    init = nn.initializers.normal(self.initial_scale)
+    dense = functools.partial(nn.Dense, **initializers(self.initial_scale))
     x = images.reshape(*images.shape[:-3], -1).astype(jnp.float32) / 255.0
-    for size in self.hidden_sizes:
-      x = _ACTIVATIONS[self.activation](nn.Dense(size, kernel_init=init, bias_init=init)(x))
-    return nn.Dense(self.num_classes, kernel_init=init, bias_init=init)(x)
+    for index, size in enumerate(self.hidden_sizes):
+      hidden = ACTIVATIONS[self.activation](dense(size)(x))
+      # The first layer changes the size: there is nothing to add it to.
+      if index == 0 or self.skip == "none":
+        x = hidden
+      elif self.skip == "residual":
+        x = x + hidden
+      else:
+        gate = nn.sigmoid(dense(size, name=f"gate_{index}")(x) + _GATE_BIAS)
+        x = gate * hidden + (1.0 - gate) * x
+    return dense(self.num_classes)(x)
 
 
 def mlp_classifier(
   dataset: ImageDataset,
   hidden_sizes: Sequence[int] = (20,),
   activation: Literal["sigmoid", "tanh", "relu", "elu"] = "sigmoid",
-  initial_scale: float = 0.01,
+  initial_scale: float | None = 0.01,
   batch_size: int = 128,
   split: Split = "train",
   outer_split: Split | None = None,
   num_labels: int | None = None,
   labels: Sequence[int] | None = None,
+  skip: Skip = "none",
 ) -> Optimizee:
   """The cross-entropy of an MLP on minibatches of images.
 
@@ -53,9 +74,10 @@ def mlp_classifier(
 
   Args:
     dataset: uint8 images and integer labels, split by split.
-    hidden_sizes: units of each hidden layer.
+    hidden_sizes: units of each hidden layer; empty for soft-max regression.
     activation: of the hidden layers.
-    initial_scale: standard deviation of theta_0, weights and biases alike.
+    initial_scale: standard deviation of theta_0, weights and biases alike; None means weights of
+      the variance 1 / fan-in and biases of zero (LeCun).
     batch_size: images of one minibatch.
     split: what the inner steps see.
     outer_split: what the meta-loss is made of, on minibatches of its own; None means the
@@ -63,6 +85,9 @@ def mlp_classifier(
     num_labels: each problem tells apart so many labels, drawn for it, and sees no others; None
       means all.
     labels: those that problems draw theirs from; None means all.
+    skip: what goes around each hidden layer h but the first: ``"none"``; ``"residual"``, which
+      gives x + h(x); or ``"highway"``, t(x) h(x) + (1 - t(x)) x with a gate t of its own weights
+      (Srivastava et al. 2015). For the latter two all hidden sizes must be equal.
 
   Returns:
     The optimizee; its metrics are ``test_loss`` and ``test_accuracy`` on the whole test split.
@@ -83,14 +108,16 @@ def mlp_classifier(
   """
   hidden_sizes = tuple(hidden_sizes)
   for size in hidden_sizes:
-    if size < 1:
-      raise ValueError(f"hidden_sizes must be at least 1, got {size}")
-  if activation not in _ACTIVATIONS:
-    raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+    check_sizes(hidden_sizes=size)
+  check_activation(activation)
   check_initial_scale(initial_scale)
-  module_of = functools.partial(_mlp, hidden_sizes, activation, float(initial_scale))
+  if skip not in get_args(Skip):
+    raise ValueError(f"skip must be one of {', '.join(get_args(Skip))}, got {skip!r}")
+  if skip != "none" and len(set(hidden_sizes)) > 1:
+    raise ValueError(f"skip={skip!r} needs equal hidden_sizes, got {hidden_sizes}")
+  module_of = functools.partial(_mlp, hidden_sizes, activation, as_float(initial_scale), skip)
   return classifier(module_of, dataset, batch_size, split, outer_split, num_labels, labels)
 
 
-def _mlp(hidden_sizes, activation, initial_scale, num_classes: int) -> MLP:
-  return MLP(hidden_sizes, num_classes, activation, initial_scale)
+def _mlp(hidden_sizes, activation, initial_scale, skip: Skip, num_classes: int) -> MLP:
+  return MLP(hidden_sizes, num_classes, activation, initial_scale, skip)

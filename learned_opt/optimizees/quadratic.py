@@ -86,7 +86,10 @@ def _quadratic(
 
 
 def conditioned_quadratic(
-  dimension: int = 10, condition_number: float = 1000.0, initial_scale: float = 0.01
+  dimension: int = 10,
+  condition_number: float = 1000.0,
+  initial_scale: float = 0.01,
+  noise: float = 0.0,
 ) -> Optimizee:
   """f(theta) = |W theta - y|^2, whose Hessian 2 W^T W has a given condition number.
 
@@ -99,10 +102,16 @@ def conditioned_quadratic(
   y = W theta* with a standard Gaussian theta*, so that the minimum is zero, and as far from the
   start along the flat directions as along the steep ones.
 
+  With noise, y_t = y + noise * epsilon_t with a standard Gaussian epsilon_t of each step. The
+  gradient is then off by -2 noise W^T epsilon_t, whose covariance is proportional to the Hessian:
+  the noisy quadratic model of minibatches (Zhang et al. 2019). The loss of a step is
+  |W theta - y_t|^2, whose expectation is larger than that without noise by n noise^2.
+
   Args:
     dimension: n, the number of coordinates, at least 2.
     condition_number: of the Hessian, and so the square of that of W.
     initial_scale: standard deviation of theta_0.
+    noise: standard deviation of what is added to y at each step.
 
   Returns:
     The optimizee; its params are a float32 ``[dimension]`` vector.
@@ -123,12 +132,16 @@ def conditioned_quadratic(
   if not (math.isfinite(condition_number) and condition_number >= 1):
     raise ValueError(f"condition_number must be finite and at least 1, got {condition_number}")
   _check_initial_scale(initial_scale)
-  return _conditioned_quadratic(dimension, float(condition_number), float(initial_scale))
+  if not (math.isfinite(noise) and noise >= 0):
+    raise ValueError(f"noise must be finite and not negative, got {noise}")
+  return _conditioned_quadratic(
+    dimension, float(condition_number), float(initial_scale), float(noise)
+  )
 
 
 @functools.cache
 def _conditioned_quadratic(
-  dimension: int, condition_number: float, initial_scale: float
+  dimension: int, condition_number: float, initial_scale: float, noise: float
 ) -> Optimizee:
   def init(key, data):
     del data
@@ -141,7 +154,10 @@ def _conditioned_quadratic(
     return theta, QuadraticConstants(w, y)
 
   def loss(params, constants, data, key):
-    del data, key
+    del data
+    if noise:
+      y = constants.y + noise * jax.random.normal(key, (dimension,))
+      constants = constants._replace(y=y)
     return _squared_residual(params, constants)
 
   return Optimizee(init, loss)

@@ -3,20 +3,23 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from learned_opt.base import LossFn, Optimizee
+from learned_opt.optimizees._bound import Bound
+
+Per = Literal["coordinate", "tensor", "problem"]
 
 # Where the helper stops to rise.
 _CEILING = 10.0
 
 
 class Scaled(NamedTuple):
-  """The constants of a scaled problem: c, a tree like the params, and those of the problem."""
+  """The constants of a scaled problem: c, a tree as the params', and those of the problem."""
 
   scales: Any
   constants: Any
@@ -29,24 +32,28 @@ class WithHelper(NamedTuple):
   helper: Any
 
 
-def random_scaling(optimizee: Optimizee, radius: float = 3.0) -> Optimizee:
+def random_scaling(optimizee: Optimizee, radius: float = 3.0, per: Per = "coordinate") -> Optimizee:
   """f(c theta) in place of f(theta), with random factors c: params of many different scales.
 
-  Each coordinate of each problem has a factor of its own, exp(u) with u uniform on
+  Each coordinate, tensor or problem has a factor of its own, exp(u) with u uniform on
   [-radius, radius]. The problem starts where it would have started, from theta_0 / c. What is
   trained on it cannot rely on the size of gradients.
 
-  Source: Lv, Jiang and Li (2017), with a radius of 3 for networks and 1 for the convex helper.
+  Source: Lv, Jiang and Li (2017), with factors of coordinates, and a radius of 3 for networks and 1
+  for the convex helper. The augmentation of Metz et al. (2022) and Moudgil et al. (2025) has one
+  factor a problem, log-uniform between 1e-3 and 1e3: a radius of log(1000) = 6.9.
 
   Args:
     optimizee: whose problems are scaled; its outer loss and metrics see c theta, too.
     radius: r; zero scales nothing.
+    per: what has a factor of its own, each ``"coordinate"``, each ``"tensor"`` of a problem, or
+      each ``"problem"``.
 
   Returns:
     The optimizee.
 
   Raises:
-    ValueError: if `radius` is negative or not finite.
+    ValueError: if `radius` is negative or not finite, or there is no such `per`.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -62,12 +69,14 @@ def random_scaling(optimizee: Optimizee, radius: float = 3.0) -> Optimizee:
   """
   if not (math.isfinite(radius) and radius >= 0):
     raise ValueError(f"radius must be finite and not negative, got {radius}")
+  if per not in get_args(Per):
+    raise ValueError(f"per must be one of {', '.join(get_args(Per))}, got {per!r}")
   return dataclasses.replace(
     optimizee,
-    init=_Bound(_scaled_init, optimizee.init, float(radius)),
-    loss=_Bound(_scaled, optimizee.loss),
-    outer_loss=optimizee.outer_loss and _Bound(_scaled, optimizee.outer_loss),
-    metrics=optimizee.metrics and _Bound(_scaled, optimizee.metrics),
+    init=Bound(_scaled_init, optimizee.init, (float(radius), per)),
+    loss=Bound(_scaled, optimizee.loss),
+    outer_loss=optimizee.outer_loss and Bound(_scaled, optimizee.outer_loss),
+    metrics=optimizee.metrics and Bound(_scaled, optimizee.metrics),
   )
 
 
@@ -101,38 +110,29 @@ def convex_helper(optimizee: Optimizee, dimension: int = 20, radius: float = 1.0
   """
   if dimension < 1:
     raise ValueError(f"dimension must be at least 1, got {dimension}")
-  helper = random_scaling(Optimizee(_Bound(_helper_init, dimension), _helper_loss), radius)
+  helper = random_scaling(Optimizee(Bound(_helper_init, dimension), _helper_loss), radius)
   return dataclasses.replace(
     optimizee,
-    init=_Bound(_pair_init, optimizee.init, helper.init),
-    loss=_Bound(_pair_loss, optimizee.loss, helper.loss),
-    outer_loss=optimizee.outer_loss and _Bound(_pair_loss, optimizee.outer_loss, helper.loss),
-    metrics=optimizee.metrics and _Bound(_pair_metrics, optimizee.metrics),
+    init=Bound(_pair_init, optimizee.init, helper.init),
+    loss=Bound(_pair_loss, optimizee.loss, helper.loss),
+    outer_loss=optimizee.outer_loss and Bound(_pair_loss, optimizee.outer_loss, helper.loss),
+    metrics=optimizee.metrics and Bound(_pair_metrics, optimizee.metrics),
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Bound:
-  """As `functools.partial`, but equal for equal functions: no second compilation for it."""
-
-  function: Callable[..., Any]
-  first: Any
-  second: Any = None
-
-  def __call__(self, *rest):
-    if self.second is None:
-      return self.function(self.first, *rest)
-    return self.function(self.first, self.second, *rest)
-
-
-def _scaled_init(init: Callable, radius: float, key: chex.PRNGKey, data):
+def _scaled_init(init: Callable, options: tuple[float, Per], key: chex.PRNGKey, data):
+  radius, per = options
   problem_key, scales_key = jax.random.split(key)
   params, constants = init(problem_key, data)
   leaves, treedef = jax.tree.flatten(params)
-  scales = treedef.unflatten(
-    jnp.exp(jax.random.uniform(key, leaf.shape, leaf.dtype, -radius, radius))
-    for key, leaf in zip(jax.random.split(scales_key, len(leaves)), leaves, strict=True)
-  )
+  keys = jax.random.split(scales_key, len(leaves))
+
+  def factors(index: int, leaf: jax.Array) -> jax.Array:
+    key = scales_key if per == "problem" else keys[index]
+    shape = leaf.shape if per == "coordinate" else ()
+    return jnp.exp(jax.random.uniform(key, shape, leaf.dtype, -radius, radius))
+
+  scales = treedef.unflatten(factors(index, leaf) for index, leaf in enumerate(leaves))
   return jax.tree.map(jnp.divide, params, scales), Scaled(scales, constants)
 
 

@@ -53,6 +53,7 @@ VELO_GROUPS = (
 
 _TINY = 1e-30
 _FLOOR = 1e-9
+_MIN_DIFFERENTIABLE = 1e-18
 
 
 class Decays(NamedTuple):
@@ -251,7 +252,7 @@ def vector_features(
   axes = factored_axes(shape)
   if axes is None:
     grad_factors = (_floored_rsqrt(rows + _FLOOR),)
-    momenta_factors = (jax.lax.rsqrt(rows + diagonal_epsilon),)
+    momenta_factors = (_differentiable_rsqrt(rows + diagonal_epsilon),)
   else:
     means = jnp.mean(rows, 1 + axes[0], keepdims=True)
     grad_factors = _floored_rsqrt(rows / (means + _FLOOR)), _floored_rsqrt(columns)
@@ -330,6 +331,13 @@ def mix(decays: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
   """The averages beta old + (1 - beta) new for each of the decays, on the first axis of `old`."""
   decays = decays.reshape(-1, *(1,) * new.ndim)
   return decays * old + (1 - decays) * new[None]
+
+
+def _differentiable_rsqrt(x: jax.Array) -> jax.Array:
+  """1 / sqrt(x), taken to be constant where the derivative would not be finite."""
+  tiny = x < _MIN_DIFFERENTIABLE
+  root = jax.lax.stop_gradient(jax.lax.rsqrt(x))
+  return jnp.where(tiny, root, jax.lax.rsqrt(jnp.where(tiny, 1.0, x)))
 
 
 def _product(x: jax.Array, factors: Sequence[jax.Array]) -> jax.Array:

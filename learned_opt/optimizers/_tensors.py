@@ -132,6 +132,7 @@ def tensorwise_transformation(
       shape_of_state,
       dtype=dtype,
       name=name,
+      init=init,
       group_function=group_function,
     )
     step: Any = optax.safe_increment(state.step)
@@ -156,6 +157,7 @@ def update_tree(
   *,
   dtype: np.dtype,
   name: str,
+  init: Callable[[tuple[int, ...]], Any],
   extras: Sequence[Any] | None = None,
   group_function: GroupFunction | None = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
@@ -172,6 +174,7 @@ def update_tree(
     shape_of_state: the shape of the tensor that a state was made for.
     dtype: in which to compute.
     name: of the optimizer, for errors.
+    init: what `init_tree` was given.
     extras: one pytree a tensor, in the order of the tree's leaves, for what differs between them.
     group_function: see `map_tensors`; its inputs have the dtypes that they come with, and its
       updates those of the params. It gets no scalars.
@@ -183,20 +186,10 @@ def update_tree(
     TypeError: if a gradient is not real floating point.
     ValueError: if there are no params, or the trees or the state do not agree.
   """
-  _coordinates.check_gradients(grads, params)
-  if params is None and jax.tree.leaves(grads):
-    raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
+  parts = check_tensors(grads, params, states, init, shape_of_state, name)
   leaves, treedef = jax.tree.flatten(grads)
-  # Where there are no leaves, neither the params nor the states have any.
+  # Where there are no leaves, the params may be None.
   tensors = list(zip(leaves, jax.tree.leaves(params), strict=True))
-  parts = treedef.flatten_up_to(states)
-  shapes = [shape_of_state(state) for state in parts]
-  if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
-    found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
-    raise ValueError(
-      f"updates have {found} coordinates, but the optimizer's state was made for {int(expected)}, "
-      "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
-    )
   inputs = tensors if extras is None else [(*t, e) for t, e in zip(tensors, extras, strict=True)]
 
   def one(shared, inputs, state):
@@ -214,6 +207,72 @@ def update_tree(
   for i, update, state in zip(filled, *results, strict=True):
     updates[i], new[i] = update, state
   return treedef.unflatten(updates), treedef.unflatten(new)
+
+
+def check_tensors(
+  grads: chex.ArrayTree,
+  params: chex.ArrayTree | None,
+  states: chex.ArrayTree,
+  init: Callable[[tuple[int, ...]], Any],
+  shape_of_state: Callable[[Any], tuple[int, ...]],
+  name: str,
+) -> list[Any]:
+  """The state of each tensor; raises as `update_tree` does."""
+  _coordinates.check_gradients(grads, params)
+  if params is None and jax.tree.leaves(grads):
+    raise ValueError(f"{name} reads the parameters: call tx.update(grads, state, params) with them")
+  leaves, treedef = jax.tree.flatten(grads)
+  # Where there are no leaves, neither the params nor the states have any.
+  parts = [
+    as_made(part, jnp.shape(leaf) or (1,), init)
+    for part, leaf in zip(treedef.flatten_up_to(states), leaves, strict=True)
+  ]
+  shapes = [shape_of_state(state) for state in parts]
+  if shapes != [jnp.shape(leaf) or (1,) for leaf in leaves]:
+    found, expected = sum(map(jnp.size, leaves)), sum(map(np.prod, shapes))
+    raise ValueError(
+      f"updates have {found} coordinates, but the optimizer's state was made for {int(expected)}, "
+      "or for tensors of other shapes: call tx.init with the params that these gradients belong to"
+    )
+  return parts
+
+
+def as_made(state: Any, shape: tuple[int, ...], init: Callable[[tuple[int, ...]], Any]) -> Any:
+  """A tensor's state in the types that `init` gave it.
+
+  `flax.nnx` keeps it as nested mappings, with the names of fields and positions as keys.
+  """
+  like = jax.eval_shape(lambda: init(shape))
+  if jax.tree.structure(state) == jax.tree.structure(like):
+    return state
+  leaves = {_names(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+  paths = [_names(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
+  if set(paths) != set(leaves):
+    return state
+  return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in paths])
+
+
+def _names(path: jax.tree_util.KeyPath) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def filled_positions(tree: chex.ArrayTree) -> list[int]:
+  """The positions of the leaves that have coordinates.
+
+  >>> filled_positions({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})
+  [0, 2]
+  """
+  return [i for i, leaf in enumerate(jax.tree.leaves(tree)) if 0 not in jnp.shape(leaf)]
+
+
+def row_numbers(tree: chex.ArrayTree) -> list[np.int32]:
+  """For each leaf its row in arrays with one row a leaf that has coordinates; else 0.
+
+  >>> list(map(int, row_numbers({"a": np.ones(2), "b": np.ones((0, 3)), "c": np.ones(())})))
+  [0, 0, 1]
+  """
+  rows = {position: row for row, position in enumerate(filled_positions(tree))}
+  return [np.int32(rows.get(i, 0)) for i in range(len(jax.tree.leaves(tree)))]
 
 
 def _groups(trees: Sequence[Any]) -> list[list[int]]:
