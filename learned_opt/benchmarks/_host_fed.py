@@ -107,8 +107,8 @@ class HostFedPES:
     return ImageDataset(batch, (), ())  # pyright: ignore[reportArgumentType]
 
 
-def _noise(settings: Settings, meta_params: chex.ArrayTree, keys: chex.PRNGKey) -> chex.ArrayTree:
-  def draw(key: chex.PRNGKey) -> chex.ArrayTree:
+def _noise(settings: Settings, meta_params: chex.ArrayTree, keys: chex.PRNGKey) -> Any:
+  def draw(key: chex.PRNGKey) -> Any:
     return optax.tree.random_like(key, meta_params, jax.random.normal)
 
   return jax.tree.map(lambda leaf: settings.sigma * leaf, jax.vmap(draw)(keys))
@@ -182,7 +182,7 @@ def _finish(
   outer_state: Any,
   total: chex.ArrayTree,
   losses: list[list[jax.Array]],
-) -> tuple[chex.ArrayTree, Any, jax.Array]:
+) -> tuple[Any, Any, jax.Array]:
   """The estimate from the losses of both signs, and the outer update along it."""
   means = [jnp.mean(jnp.concatenate(chunks, axis=1), axis=1) for chunks in losses]
   difference = means[0] - means[1]

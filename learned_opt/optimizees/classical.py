@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt.base import Optimizee
+from learned_opt.optimizees._orthogonal import random_orthogonal
 
 ClassicalName = Literal[
   "sphere",
@@ -107,7 +108,7 @@ def _classical_functions(
   def init(key, data):
     del data
     rotation_key, shift_key, function_key, start_key = jax.random.split(key, 4)
-    rotation = jax.random.orthogonal(rotation_key, dimension) if rotated else jnp.eye(dimension)
+    rotation = random_orthogonal(rotation_key, dimension) if rotated else jnp.eye(dimension)
     function = jax.random.randint(function_key, (), 0, len(names))
     low, high = jnp.asarray(boxes, jnp.float32)[function]
     start = low + (high - low) * jax.random.uniform(start_key, (dimension,))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from learned_opt.base import Optimizee
+from learned_opt.optimizees._orthogonal import random_orthogonal
 
 
 class LogisticConstants(NamedTuple):
@@ -93,7 +94,7 @@ def _logistic_regression(
     del data
     axes_key, points_key, plane_key, flip_key, theta_key = jax.random.split(key, 5)
     along = jax.random.normal(points_key, (num_points, dimension)) * scales[None]
-    points = along @ jax.random.orthogonal(axes_key, dimension)
+    points = along @ random_orthogonal(axes_key, dimension)
     signs = jnp.sign(points @ jax.random.normal(plane_key, (dimension,)))
     signs = jnp.where(jax.random.bernoulli(flip_key, flipped, (num_points,)), -signs, signs)
     return jax.random.normal(theta_key, (dimension,)), LogisticConstants(points, signs)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from learned_opt.base import Optimizee
+from learned_opt.optimizees._orthogonal import random_orthogonal
 
 _DRAWS = {"uniform": jax.random.uniform, "gaussian": jax.random.normal}
 
@@ -148,7 +149,7 @@ def _conditioned_quadratic(
     q_key, s_key, y_key, theta_key = jax.random.split(key, 4)
     between = jax.random.uniform(s_key, (dimension - 2,))
     s = condition_number ** (-jnp.concatenate([jnp.array([0.0, 1.0]), between]) / 2)
-    w = s[:, None] * jax.random.orthogonal(q_key, dimension)
+    w = s[:, None] * random_orthogonal(q_key, dimension)
     y = w @ jax.random.normal(y_key, (dimension,))
     theta = initial_scale * jax.random.normal(theta_key, (dimension,))
     return theta, QuadraticConstants(w, y)

@@ -157,9 +157,7 @@ def _celo_adam(
   return LearnedOptimizer(init, optimizer, "celo_adam", config)
 
 
-def _check(
-  grads: Any, params: Any, state: CeloAdamState
-) -> tuple[list[Any], jax.tree_util.PyTreeDef, list[Moments]]:
+def _check(grads: Any, params: Any, state: CeloAdamState) -> tuple[list[Any], Any, list[Moments]]:
   _coordinates.check_gradients(grads, params)
   leaves, treedef = jax.tree.flatten(grads)
   tensors = treedef.flatten_up_to(state.tensors)
