@@ -34,6 +34,7 @@ class OptimizerCase:
     state_like_params: whether the state has a part of its own for each tensor.
     random_init: whether different keys give different meta-params.
     bounded: whether updates are finite for all finite gradients.
+    scale: of the updates where trajectories are compared, which are chaotic if steps are large.
     reads_loss: whether updates depend on the loss; `make` gives it where an update does not.
   """
 
@@ -45,6 +46,7 @@ class OptimizerCase:
   state_like_params: bool = False
   random_init: bool = True
   bounded: bool = True
+  scale: float = 1.0
   reads_loss: bool = False
 
 
@@ -284,7 +286,12 @@ OPTIMIZERS = {
     reads_params=False,
   ),
   "learned_sgd": OptimizerCase(
-    optimizers.learned_sgd, num_meta_params=1, has_state=False, random_init=False, bounded=False
+    optimizers.learned_sgd,
+    num_meta_params=1,
+    has_state=False,
+    random_init=False,
+    bounded=False,
+    scale=1e-3,
   ),
   "lstm": OptimizerCase(optimizers.lstm, num_meta_params=5141),
   "lstm_gac": OptimizerCase(
@@ -299,6 +306,7 @@ OPTIMIZERS = {
   "nn_adam": tensorwise(
     lambda: optimizers.nn_adam(3, learning_rate=0.01),
     num_meta_params=(19 + 3 + 1) * 12 + (3 + 1) * 4 + 2 * 3 + 4,
+    scale=1e-3,
   ),
   "ntm_bfgs": OptimizerCase(
     lambda: optimizers.ntm_bfgs(1, 4, num_global=2),

@@ -383,6 +383,7 @@ sharded = jax.tree.map(lambda leaf, spec: jax.device_put(leaf, NamedSharding(mes
 for name, case in OPTIMIZERS.items():
   architecture = case.make()
   tx = architecture.optimizer(meta_params_of(architecture))
+  tx = optax.chain(tx, optax.scale(case.scale))
 
   @jax.jit
   def train(params):

@@ -21,15 +21,15 @@ from learned_opt.optimizers.rnnprop import rnnprop as rnnprop
 from learned_opt.optimizers.star import star as star
 from learned_opt.optimizers.velo import velo as velo
 
-# The architectures that a saved optimizer or a command can name.
+# The architectures that a saved optimizer or a command can name; the first is the default.
 ARCHITECTURES = (
+  lstm,
   adafac_mlp,
   celo,
   celo2,
   celo_adam,
   hierarchical_rnn,
   learned_sgd,
-  lstm,
   lstm_gac,
   lstm_pair,
   mlp,

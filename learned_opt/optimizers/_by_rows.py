@@ -10,7 +10,7 @@ whole.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -20,8 +20,8 @@ import numpy as np
 from learned_opt.optimizers import _features, _mlp, _tensors
 from learned_opt.optimizers._features import Accumulators
 
-if TYPE_CHECKING:
-  from learned_opt.optimizers._rules import FeatureRule
+# A `_rules.FeatureRule`, whose file imports this one.
+FeatureRule = Any
 
 # Coordinates, of all tensors of a group together, that are treated at once: their features stay in
 # the cache.
@@ -83,7 +83,7 @@ class _Group(NamedTuple):
     dtype: in which to compute.
   """
 
-  rule: "FeatureRule"
+  rule: FeatureRule
   grads: Sequence[jax.Array]
   params: Sequence[jax.Array]
   states: Sequence[Accumulators]
@@ -159,7 +159,7 @@ class _Prepared(NamedTuple):
 
 
 def directions(
-  rule: "FeatureRule",
+  rule: FeatureRule,
   weights: _mlp.Weights,
   inputs: jax.Array | None,
   grads: Sequence[jax.Array],

@@ -102,7 +102,7 @@ def celo2(
   )
 
 
-def orthogonalize(x: jax.Array) -> jax.Array:
+def _orthogonalize(x: jax.Array) -> jax.Array:
   """Newton-Schulz steps towards the nearest orthogonal matrix, of the last two axes."""
   wide = x.shape[-2] <= x.shape[-1]
   x = x if wide else jnp.matrix_transpose(x)
@@ -164,7 +164,7 @@ def _celo2(
   def finish(shared, extra, param, direction):
     del shared, extra
     if newton_schulz and not _is_vector(param.shape):
-      direction = orthogonalize(direction)
+      direction = _orthogonalize(direction)
     return -learning_rate * (_rms_normalized(direction) + weight_decay * param)
 
   rule = FeatureRule(
