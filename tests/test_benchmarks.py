@@ -483,4 +483,4 @@ def test_options_are_those_of_the_library():
 
 
 def test_tasks_can_be_named():
-  assert set(_tasks.TASKS) == {"matrix-product", "meta-gradient", "update"}
+  assert set(_tasks.TASKS) == {"matrix-product", "meta-gradient", "update", "pes"}
