@@ -64,12 +64,12 @@ def measure_costs(
     hyperparams = jax.tree.map(jnp.asarray, hyperparams)
     opt_state = make(hyperparams).init(problem.params)
     arguments = (hyperparams, opt_state, optimizee, problem, loss, grads)
-    update = _update_function(make, horizon)
-    lowered = jax.jit(update).lower(*arguments)
+    lowered = jax.jit(_update_function(make, horizon)).lower(*arguments)
     run = lowered.compile()
     calls.append(lambda run=run, arguments=arguments: run(*arguments))
     with _blocks.as_a_whole():
-      whole = jax.jit(update).lower(*arguments)
+      # Another function, as JAX would take the same one to be the same program.
+      whole = jax.jit(_update_function(make, horizon)).lower(*arguments)
     in_blocks = whole.as_text() != lowered.as_text()
     flops.append(_flops(whole.compile() if in_blocks else run))
     state_bytes.append(_num_bytes(opt_state))
@@ -81,7 +81,9 @@ def _update_function(make: MakeTransformation, horizon: int | None):
   planned = {} if horizon is None else {"num_steps": horizon}
 
   def update(hyperparams, opt_state, optimizee: Optimizee, problem: InnerState, loss, grads):
-    def value_fn(params: chex.ArrayTree) -> jax.Array:
+    def value_fn(params: chex.ArrayTree, num_steps: int | None = None) -> jax.Array:
+      # As in `learned_opt.unroll`.
+      del num_steps
       return _loss(optimizee, problem, params)
 
     tx = optax.with_extra_args_support(make(hyperparams))

@@ -171,7 +171,9 @@ def inner_step(
   """
   key = step_key(state)
 
-  def value_fn(params: chex.ArrayTree) -> jax.Array:
+  def value_fn(params: chex.ArrayTree, num_steps: chex.Numeric | None = None) -> jax.Array:
+    # optax's line searches hand what they do not know to this function, and insist that it takes it.
+    del num_steps
     return optimizee.loss(params, state.constants, optimizee.data, key)
 
   at = jax.lax.stop_gradient(state.params) if single_gradient else state.params

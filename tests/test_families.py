@@ -8,7 +8,7 @@ import optax
 import pytest
 from cases import bowl, images, meta_params_of, tiny_lstm
 
-from learned_opt import datasets, estimators, meta_train, optimizees, runs, search
+from learned_opt import _outer_loop, datasets, estimators, meta_train, optimizees, runs, search
 from learned_opt.estimators import mixture
 from learned_opt.evaluate import learning_curves
 from learned_opt.families import families, map_groups, members
@@ -130,7 +130,7 @@ def test_meta_training_on_families_validates_by_relative_losses(key):
   result = meta_train.run(together, LSTM, estimator, **options)
   assert result.history.validation_step == [1, 2]
   # The last validation, of the meta-params that the run ended with, member by member.
-  validation_key = jax.random.fold_in(key, meta_train._VALIDATION)
+  validation_key = jax.random.fold_in(key, _outer_loop.VALIDATION)
   ratios = []
   for index, one in enumerate(members(together)):
     keys = jax.random.split(jax.random.fold_in(validation_key, index), 3)
