@@ -172,7 +172,7 @@ def inner_step(
   key = step_key(state)
 
   def value_fn(params: chex.ArrayTree, num_steps: chex.Numeric | None = None) -> jax.Array:
-    # optax's line searches hand what they do not know to this function, and insist that it takes it.
+    # optax's line searches hand what they do not know to this function, which must take it.
     del num_steps
     return optimizee.loss(params, state.constants, optimizee.data, key)
 
