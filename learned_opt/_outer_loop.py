@@ -155,3 +155,21 @@ def check_schedule(
         f"{name} must be a multiple of steps_per_dispatch, got {name}={value} and "
         f"steps_per_dispatch={steps_per_dispatch}; {name}={near} would work"
       )
+
+
+def check_validation(num_validation_problems: int, validation_steps: int) -> None:
+  """Raises `ValueError`, naming the argument, unless both are positive."""
+  for name, number in (
+    ("num_validation_problems", num_validation_problems),
+    ("validation_steps", validation_steps),
+  ):
+    if number < 1:
+      raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def check_progress(outer_step: int, num_outer_steps: int) -> None:
+  """Raises `ValueError` if a state to continue from has come too far."""
+  if outer_step > num_outer_steps:
+    raise ValueError(
+      f"state is at outer step {outer_step}, beyond num_outer_steps={num_outer_steps}"
+    )

@@ -283,12 +283,8 @@ def run(
   start = time.perf_counter()
   steps_per_dispatch = validate_every if steps_per_dispatch is None else steps_per_dispatch
   _outer_loop.check_schedule(num_outer_steps, validate_every, steps_per_dispatch, patience)
-  for name, number in (
-    ("num_validation_problems", num_validation_problems),
-    ("validation_steps", estimator.horizon if validation_steps is None else validation_steps),
-  ):
-    if number < 1:
-      raise ValueError(f"{name} must be at least 1, got {number}")
+  validation_steps = estimator.horizon if validation_steps is None else validation_steps
+  _outer_loop.check_validation(num_validation_problems, validation_steps)
   if state is not None and meta_params is not None:
     raise ValueError("give either state or meta_params: a state brings its own meta-params")
   if outer_optimizer is None:
@@ -305,10 +301,7 @@ def run(
   validation_optimizee = (
     optimizee if validation_optimizee is None else devices.replicate(validation_optimizee)
   )
-  if int(current.outer_step) > num_outer_steps:
-    raise ValueError(
-      f"state is at outer step {int(current.outer_step)}, beyond num_outer_steps={num_outer_steps}"
-    )
+  _outer_loop.check_progress(int(current.outer_step), num_outer_steps)
 
   dispatch = functools.partial(
     _dispatch,
@@ -324,7 +317,7 @@ def run(
     key=jax.random.fold_in(current.key, _outer_loop.VALIDATION),
     learned_optimizer=learned_optimizer,
     num_problems=num_validation_problems,
-    num_steps=estimator.horizon if validation_steps is None else validation_steps,
+    num_steps=validation_steps,
   )
   history = History() if history is None else history
   seconds_before = history.seconds[-1] if history.seconds else 0.0

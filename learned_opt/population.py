@@ -181,12 +181,7 @@ def run(
   steps_per_dispatch = validate_every if steps_per_dispatch is None else steps_per_dispatch
   validation_steps = estimator.horizon if validation_steps is None else validation_steps
   _outer_loop.check_schedule(num_outer_steps, validate_every, steps_per_dispatch, None)
-  for name, number in (
-    ("num_validation_problems", num_validation_problems),
-    ("validation_steps", validation_steps),
-  ):
-    if number < 1:
-      raise ValueError(f"{name} must be at least 1, got {number}")
+  _outer_loop.check_validation(num_validation_problems, validation_steps)
   hyperparams = jax.tree.map(jnp.asarray, hyperparams)
   size = _size(keys, hyperparams, histories)
   for one in families.members(optimizee):
@@ -209,6 +204,7 @@ def run(
   told = tuple(History() for _ in range(size)) if histories is None else tuple(histories)
   seconds_before = told[0].seconds[-1] if told[0].seconds else 0.0
   taken, compile_seconds, interrupted = int(current.outer_step[0]), 0.0, False
+  _outer_loop.check_progress(taken, num_outer_steps)
   try:
     while taken < num_outer_steps:
       current, info = _dispatch(

@@ -82,6 +82,11 @@ def _data(leaf):
   return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
+def test_a_state_that_has_come_too_far_is_refused(finished):
+  with pytest.raises(ValueError, match="state is at outer step 4, beyond num_outer_steps=2"):
+    run(num_outer_steps=2, state=finished.state)
+
+
 def test_a_member_that_diverges_stops_nobody():
   trained = run(hyperparams=np.array([1e-3, 1e30, 1e-2], np.float32))
   assert [bool(np.isfinite(member.best_loss)) for member in trained.members] == [True, False, True]
