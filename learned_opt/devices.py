@@ -30,15 +30,18 @@ Tree = TypeVar("Tree")
 
 # Every virtual device holds its own copy of the data set.
 _MAX_CORES = 8
-_NO_THREADS_INSIDE_OPERATIONS = "--xla_cpu_multi_thread_eigen=false"
+# By their names in XLA_FLAGS. The first keeps single operations on one core; with the second, loops
+# use the widest registers that the processor has, where XLA would stop at 256 bits.
+_FLAGS = {"xla_cpu_multi_thread_eigen": "false", "xla_cpu_prefer_vector_width": "512"}
 _OTHER_WAY = "xla_force_host_platform_device_count"
 
 
 def use_cores(num_cores: int | None = None) -> bool:
   """Has JAX make one virtual device of each CPU core; call it before JAX runs anything.
 
-  Also keeps XLA from spreading single operations over the cores, through the environment variable
-  ``XLA_FLAGS``. Does nothing if the user has configured the CPU devices (``JAX_NUM_CPU_DEVICES``
+  Also keeps XLA from spreading single operations over the cores and lets it use the processor's
+  widest registers, through the environment variable ``XLA_FLAGS``, as far as that does not say
+  otherwise. Does nothing if the user has configured the CPU devices (``JAX_NUM_CPU_DEVICES``
   or ``--xla_force_host_platform_device_count`` in ``XLA_FLAGS``), or if JAX runs already.
 
   Args:
@@ -69,8 +72,8 @@ def use_cores(num_cores: int | None = None) -> bool:
     jax.config.update("jax_num_cpu_devices", number)
   except RuntimeError:
     return False
-  if "xla_cpu_multi_thread_eigen" not in flags:
-    os.environ["XLA_FLAGS"] = f"{flags} {_NO_THREADS_INSIDE_OPERATIONS}".strip()
+  ours = [f"--{name}={value}" for name, value in _FLAGS.items() if name not in flags]
+  os.environ["XLA_FLAGS"] = " ".join([flags, *ours]).strip()
   return True
 
 

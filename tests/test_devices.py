@@ -113,6 +113,25 @@ def test_the_users_devices_stay():
   assert run(COUNT) == [True, 3]
 
 
+FLAGS = """
+import json, os
+from learned_opt import devices
+devices.use_cores(2)
+import jax
+jax.devices()
+print(json.dumps(os.environ["XLA_FLAGS"].split()))
+"""
+
+
+def test_the_users_flags_stay():
+  mine = "--xla_cpu_prefer_vector_width=256"
+  assert run(FLAGS, XLA_FLAGS=mine) == [mine, "--xla_cpu_multi_thread_eigen=false"]
+  assert set(run(FLAGS, XLA_FLAGS="")) == {
+    "--xla_cpu_multi_thread_eigen=false",
+    "--xla_cpu_prefer_vector_width=512",
+  }
+
+
 def test_after_jax_has_started_nothing_changes():
   before = os.environ["XLA_FLAGS"]
   jax.devices()

@@ -28,11 +28,9 @@ from learned_opt.benchmark_suite._tasks import NOT_AT_HAND, SIZES, Data, Size, T
 
 _FORMAT = 1
 
-# Learning rates that are tried side by side, in one program for all.
-_BLOCK = 8
-
-# Half powers of two between the learning rates of the first grid, which spans a wide range.
-_COARSE = 4
+# Half powers of two between the learning rates of the first grid, which spans a wide range, and
+# then between the best and those that are tried beside it.
+_COARSE, _FINER = 4, (2, 1)
 
 # How much the mean over the windows counts beside the last.
 _TIE = 1e-3
@@ -119,7 +117,8 @@ def build(
 
   Tasks that are there already, of the same definition, are not done again: what was interrupted
   goes on. The learning rates are half powers of two: first every fourth, as many of them as it
-  takes to have the best between two others, then all neighbours of the best. They run side by side.
+  takes to have the best between two others, then those two beside the best, and at last the two
+  that are next to it. They run side by side.
   The best has the lowest mean loss in the last window, over problems that are not those of the
   comparison; of those that all but solve the task, it is the fastest; one with which any problem
   diverged is out of the question.
@@ -264,13 +263,9 @@ def _tune(optimizee: Optimizee, name: str, num_steps: int, size: Size) -> Tuned:
 
   def values_at(exponents: Iterable[int]) -> dict[int, float]:
     exponents = list(exponents)
-    found: dict[int, float] = {}
-    for first in range(0, len(exponents), _BLOCK):
-      block = exponents[first : first + _BLOCK]
-      rates = 2.0 ** (np.resize(block, _BLOCK) / 2)
-      curves = curves_of_rates(optimizee, made, rates, problems, num_steps, size.num_windows)
-      found |= dict(zip(block, _objective(curves).tolist(), strict=False))
-    return found
+    rates = 2.0 ** (np.array(exponents) / 2)
+    curves = curves_of_rates(optimizee, made, rates, problems, num_steps, size.num_windows)
+    return dict(zip(exponents, _objective(curves).tolist(), strict=True))
 
   values = _search(values_at, exponents)
   tried = sorted(values)
@@ -314,5 +309,7 @@ def _search(
     if not new:
       break
     values |= values_at(new)
-  near = range(best - _COARSE + 1, best + _COARSE)
-  return values | dict(values_at(k for k in near if k not in values))
+  for step in _FINER:
+    values |= values_at((best - step, best + step))
+    best = min(sorted(values), key=values.__getitem__)
+  return values

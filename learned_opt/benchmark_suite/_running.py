@@ -106,11 +106,18 @@ def _run(optimizee, make, hyperparams, problems, num_steps, num_windows) -> jax.
 
 @functools.partial(jax.jit, static_argnames=("make", "num_steps", "num_windows"))
 def _run_rates(optimizee, make, rates, problems, num_steps, num_windows) -> jax.Array:
-  def of_rate(rate):
-    tx = make(rate)
-    return jax.vmap(lambda problem: _one(optimizee, tx, problem, num_steps, num_windows))(problems)
+  # One vmap for the pairs, not one in the other: JAX has no batching rule for a convolution that is
+  # mapped over its kernels alone, once it has groups.
+  num_rates, num_problems = len(rates), len(problems.step)
+  pairs = jax.tree.map(
+    lambda leaf: leaf[jnp.arange(num_rates * num_problems) % num_problems], problems
+  )
 
-  return jax.vmap(of_rate)(devices.share(rates))
+  def of_pair(rate, problem):
+    return _one(optimizee, make(rate), problem, num_steps, num_windows)
+
+  curves = jax.vmap(of_pair)(*devices.share((jnp.repeat(rates, num_problems), pairs)))
+  return curves.reshape(num_rates, num_problems, -1)
 
 
 def _one(

@@ -153,7 +153,7 @@ SIZES: dict[str, Size] = {
     tasks=("softmax-regression", "shakespeare-lstm"),
     baselines=("adam",),
   ),
-  "cpu": Size(1000, 5, 3, 50, 25),
+  "cpu": Size(1000, 8, 4, 50, 25),
 }
 
 
@@ -223,7 +223,7 @@ def _by_name(*tasks: Task) -> dict[str, Task]:
 
 _LOGISTIC = {"dimension": 30, "num_points": 300, "condition_number": 1000.0, "batch_size": 16}
 _SMALL = {"hidden_sizes": [16], "activation": "sigmoid", "batch_size": 32}
-_LM = {"length": 32, "batch_size": 16}
+_LM = {"length": 16, "batch_size": 8}
 
 # General-purpose optimizers are trained on MLPs of one hidden layer of 32 ReLU units with
 # minibatches of 64 on images of 8 x 8 pixels, for up to 2,000 steps (Moudgil et al. 2025).
@@ -259,7 +259,7 @@ TASKS: dict[str, Task] = _by_name(
     "no hidden layer",
   ),
   Task(
-    "conv", _conv, _digits(channels=[8, 16], hidden_size=32, batch_size=32), "convolution, norm"
+    "conv", _conv, _digits(channels=[8, 16], hidden_size=32, batch_size=16), "convolution, norm"
   ),
   Task(
     "autoencoder",
@@ -324,8 +324,8 @@ TASKS: dict[str, Task] = _by_name(
     _conv,
     {
       "dataset": "cifar10",
-      "size": 16,
-      "channels": [16, 16],
+      "size": 8,
+      "channels": [8, 16],
       "hidden_size": 32,
       "batch_size": 32,
     },

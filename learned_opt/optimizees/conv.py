@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.optimizees._classification import Split, classifier
+from learned_opt.optimizees._convolution import Conv
 from learned_opt.optimizees._networks import as_float, check_initial_scale, initializers
 
 # That of Sonnet 1, in which the paper's networks are written.
@@ -43,7 +44,7 @@ class ConvNet(nn.Module):
     inits = initializers(self.initial_scale)
     x = images.astype(jnp.float32) / 255.0
     for index, channels in enumerate(self.channels):
-      conv = nn.Conv(channels, (5, 5), **inits, name=f"conv_{index}")
+      conv = Conv(channels, (5, 5), **inits, name=f"conv_{index}")
       x = nn.relu(BatchNorm(self.initial_scale, name=f"conv_norm_{index}")(conv(x)))
       x = nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
     hidden = nn.Dense(self.hidden_size, **inits, name="hidden")
