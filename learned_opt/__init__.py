@@ -15,6 +15,7 @@ from learned_opt import optimizers as optimizers
 from learned_opt import population as population
 from learned_opt import runs as runs
 from learned_opt import search as search
+from learned_opt.artifacts import annotate as annotate
 from learned_opt.artifacts import convert as convert
 from learned_opt.artifacts import load as load
 from learned_opt.artifacts import load_artifact as load_artifact

@@ -36,6 +36,7 @@ _FIELD_TYPES = {
   "meta_params": dict,
   "recipe": (dict, type(None)),
   "evaluation": (dict, list, type(None)),
+  "limitations": list,
   "created": str,
   "git_commit": (str, type(None)),
   "versions": dict,
@@ -70,11 +71,30 @@ def make_card(
     },
     "recipe": to_json(recipe, "recipe"),
     "evaluation": to_json(evaluation, "evaluation"),
+    "limitations": [],
     "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "git_commit": _git_commit(),
     "versions": _versions(),
   }
-  return {**card, "card_sha256": _digest(card)}
+  return _signed(card)
+
+
+def with_limitations(card: Mapping[str, Any], limitations: Iterable[str]) -> dict[str, Any]:
+  """The card with other words on where the optimizer fails.
+
+  Raises:
+    TypeError: if these are not strings.
+    ValueError: if one is empty.
+  """
+  if isinstance(limitations, str):
+    raise TypeError(f"limitations must be a list of sentences, got the string {limitations!r}")
+  limitations = list(limitations)
+  for one in limitations:
+    if not isinstance(one, str):
+      raise TypeError(f"limitations must be strings, got {one!r}")
+    if not one.strip():
+      raise ValueError("limitations must say something, got an empty one")
+  return _signed({**card, "limitations": limitations})
 
 
 def read_card(path: pathlib.Path) -> dict[str, Any]:
@@ -98,6 +118,8 @@ def read_card(path: pathlib.Path) -> dict[str, Any]:
     )
   if card.get("card_sha256") != _digest(card):
     raise ArtifactError(f"{path} is damaged, or was changed after it was saved: save it again")
+  # Cards of earlier versions do not have it.
+  card.setdefault("limitations", [])
   _check_fields(card, path)
   return card
 
@@ -198,6 +220,10 @@ def to_json(value: Any, where: str) -> Any:
   raise TypeError(
     f"{where} is a {type(value).__name__}: give JSON values, arrays or dataclasses of them"
   )
+
+
+def _signed(card: Mapping[str, Any]) -> dict[str, Any]:
+  return {**card, "card_sha256": _digest(card)}
 
 
 def _digest(card: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources.abc import Traversable
 from typing import Any, NamedTuple
 
@@ -118,6 +118,43 @@ def save(
       f"cannot save the learned optimizer to {folder}: {error.strerror or error}. Choose a folder "
       "that can be written",
     ) from error
+  return folder
+
+
+def annotate(path: str | os.PathLike[str], limitations: Iterable[str]) -> pathlib.Path:
+  """Says in the card of a saved learned optimizer where it fails; the rest stays as it is.
+
+  Args:
+    path: the folder that `save` wrote, or its ``card.json``.
+    limitations: a sentence each, with the command that shows it; they replace what was said before.
+
+  Returns:
+    The folder.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+    ArtifactError: a `ValueError` that says what is wrong with the files.
+    ValueError: if a limitation is empty.
+    TypeError: if the limitations are not strings.
+    OSError: if the card cannot be written; the one that was there is still whole.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import jax
+    >>> import learned_opt
+    >>> lstm = learned_opt.optimizers.lstm()
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "my-optimizer"
+    >>> _ = learned_opt.save(path, lstm, lstm.init(jax.random.key(0)))
+    >>> _ = learned_opt.annotate(path, ["It was not trained: it solves nothing."])
+    >>> learned_opt.load_artifact(path).card["limitations"]
+    ['It was not trained: it solves nothing.']
+  """
+  path = pathlib.Path(path)
+  folder = path.parent if path.name == _CARD else path
+  if not (folder / _CARD).is_file():
+    raise FileNotFoundError(f"there is no {_CARD} in {folder}: give the folder that save wrote")
+  card = _card.with_limitations(_read(folder).card, limitations)
+  _write_card(folder, card)
   return folder
 
 
@@ -380,10 +417,14 @@ def _commit(folder: pathlib.Path, card: Mapping[str, Any], arrays: bytes) -> Non
   array_file = card["meta_params"]["file"]
   with _arrays.atomic_write(folder / array_file) as file:
     file.write(arrays)
-  with _arrays.atomic_write(folder / _CARD) as file:
-    file.write((json.dumps(card, indent=2) + "\n").encode())
+  _write_card(folder, card)
   for entry in folder.iterdir():
     if _is_left_over(entry.name) and entry.name != array_file:
       # What cannot be deleted now, because it is being read, the next save deletes.
       with contextlib.suppress(OSError):
         entry.unlink()
+
+
+def _write_card(folder: pathlib.Path, card: Mapping[str, Any]) -> None:
+  with _arrays.atomic_write(folder / _CARD) as file:
+    file.write((json.dumps(card, indent=2) + "\n").encode())

@@ -539,6 +539,46 @@ def test_every_shipped_optimizer_loads_and_tells_how_it_was_made():
     chex.assert_tree_all_finite(updates)
 
 
+def test_every_shipped_optimizer_says_where_it_fails():
+  for name in learned_opt.pretrained_names():
+    assert learned_opt.load_artifact(name).card["limitations"], name
+
+
+# --- Artifacts: where they fail.
+
+
+def test_limitations_replace_earlier_ones_and_nothing_else(saved):
+  before = learned_opt.load_artifact(saved)
+  assert before.card["limitations"] == []
+  learned_opt.annotate(saved, ["It fails with ReLU."])
+  learned_opt.annotate(saved / "card.json", ["It fails with two layers.", "It is slow."])
+  after = learned_opt.load_artifact(saved)
+  assert after.card["limitations"] == ["It fails with two layers.", "It is slow."]
+  unchanged = set(before.card) - {"limitations", "card_sha256"}
+  assert {key: after.card[key] for key in unchanged} == {key: before.card[key] for key in unchanged}
+  chex.assert_trees_all_equal(after.meta_params, before.meta_params)
+
+
+@pytest.mark.parametrize(
+  ("limitations", "error", "message"),
+  [
+    ("one string", TypeError, "must be a list of sentences, got the string 'one string'"),
+    ([3], TypeError, "must be strings, got 3"),
+    (["fine", " "], ValueError, "must say something"),
+  ],
+)
+def test_limitations_are_checked_before_anything_is_written(saved, limitations, error, message):
+  before = (saved / "card.json").read_bytes()
+  with pytest.raises(error, match=message):
+    learned_opt.annotate(saved, limitations)
+  assert (saved / "card.json").read_bytes() == before
+
+
+def test_only_what_was_saved_has_limitations(tmp_path):
+  with pytest.raises(FileNotFoundError, match="there is no card.json in .*nothing"):
+    learned_opt.annotate(tmp_path / "nothing", ["It is not there."])
+
+
 # --- Artifacts: what is not saved.
 
 

@@ -267,6 +267,10 @@ def print_card(name: str, card: Mapping[str, Any]) -> None:
     },
   )
   _print_summary(console, card["evaluation"])
+  if card["limitations"]:
+    console.print("\nwhere it fails", style="bold")
+    for sentence in card["limitations"]:
+      console.print(f"- {sentence}", highlight=False)
 
 
 def _print_summary(console: Console, evaluation: Any) -> None:
