@@ -35,9 +35,10 @@ from learned_opt.comparisons import Comparison
 
 BASELINES = ("sgd", "momentum", "nag", "rmsprop", "adam")
 NETWORKS = (
-  *("relu", "elu", "tanh", "2-layers", "5-layers", "10-layers", "convolutions"),
+  *("relu", "elu", "tanh", "2-layers", "5-layers", "10-layers"),
   *("sines", "sines-2-layers", "sines-less-noise"),
 )
+CONVOLUTIONS = "convolutions"
 
 
 class Size(NamedTuple):
@@ -53,15 +54,18 @@ class Size(NamedTuple):
   networks: tuple[str, ...]
   num_test_problems: int
   num_long_problems: int
+  num_convolutional_problems: int
   num_tuning_problems: int
   baselines: tuple[str, ...]
 
 
 SIZES = {
-  "smoke": Size("digits", 20, 4, 2, 2, 2, (), ("relu",), 2, 2, 2, ("adam",)),
-  "cpu": Size("mnist", 100, 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 8, BASELINES),
+  "smoke": Size("digits", 20, 4, 2, 2, 2, (), ("relu",), 2, 2, 0, 2, ("adam",)),
+  "cpu": Size(
+    "mnist", 100, 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 16, 8, BASELINES
+  ),
   "paper": Size(
-    "mnist", 100, 50_000, 500, 64, 100, (2000, 10_000), NETWORKS, 100, 100, 32, BASELINES
+    "mnist", 100, 50_000, 500, 64, 100, (2000, 10_000), NETWORKS, 100, 100, 100, 32, BASELINES
   ),
 }
 
@@ -130,6 +134,9 @@ def comparisons(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Compa
       for steps in chosen.long_steps
     ),
   ]
+  if chosen.num_convolutional_problems:
+    number = chosen.num_convolutional_problems
+    plan.append((CONVOLUTIONS, networks[CONVOLUTIONS], chosen.num_steps, number))
   return [
     Comparison(
       name,
@@ -154,7 +161,7 @@ def _networks(size: Size) -> dict[str, tuple[Optimizee, Optimizee]]:
     "2-layers": _images(size, hidden_sizes=(20,) * 2),
     "5-layers": _images(size, hidden_sizes=(20,) * 5),
     "10-layers": _images(size, hidden_sizes=(20,) * 10),
-    "convolutions": _splits(
+    CONVOLUTIONS: _splits(
       optimizees.conv_classifier, _dataset(size.dataset), (8, 16), 16, initial_scale=0.1
     ),
     "sines": _sines(),

@@ -575,7 +575,7 @@ def test_limitations_are_checked_before_anything_is_written(saved, limitations, 
 
 
 def test_only_what_was_saved_has_limitations(tmp_path):
-  with pytest.raises(FileNotFoundError, match="there is no card.json in .*nothing"):
+  with pytest.raises(FileNotFoundError, match=r"there is no card.json in .*nothing"):
     learned_opt.annotate(tmp_path / "nothing", ["It is not there."])
 
 
