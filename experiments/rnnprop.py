@@ -127,11 +127,11 @@ def comparisons(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Compa
   networks = _networks(chosen)
   plan = [
     *(
-      (name, networks[name], chosen.num_steps, chosen.num_test_problems) for name in chosen.networks
-    ),
-    *(
       (f"{steps}-steps", _images(chosen), steps, chosen.num_long_problems)
       for steps in chosen.long_steps
+    ),
+    *(
+      (name, networks[name], chosen.num_steps, chosen.num_test_problems) for name in chosen.networks
     ),
   ]
   if chosen.num_convolutional_problems:
