@@ -17,6 +17,7 @@ import optax
 import learned_opt
 from learned_opt import baselines
 from learned_opt._arrays import atomic_write
+from learned_opt._compilation import make_room
 from learned_opt.base import Optimizee
 from learned_opt.benchmark_suite._running import (
   at_least_solved,
@@ -226,6 +227,7 @@ def _build_one(
   for name in names_of(size):
     report(f"{task.name}: tuning {name}")
     found[name] = _tune(optimizee, name, size.steps_of(task), size)
+    make_room()
   folder.mkdir(parents=True, exist_ok=True)
   arrays = {
     f"{name}/{part}": np.asarray(getattr(one, part), np.float32)

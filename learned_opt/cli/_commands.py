@@ -9,6 +9,7 @@ from typing import Any
 
 import learned_opt
 from learned_opt import (
+  _compilation,
   _run_folder,
   artifacts,
   benchmark_suite,
@@ -148,6 +149,7 @@ def compare(
     _report.print_evaluation(evaluation)
     _report.print_files(_run_folder.contents(out / one.name))
     evaluations.append(evaluation)
+    _compilation.make_room()
   return evaluations
 
 
