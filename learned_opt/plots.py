@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # Curves of others by name: their steps and the losses there.
 Published = Mapping[str, tuple[npt.ArrayLike, npt.ArrayLike]]
 
+# Points of a curve up to which each step is drawn.
+_MAX_POINTS = 400
+
 # A diverging baseline must not squeeze the others into the last tenth of the axis.
 _MAX_OVER_START = 10.0
 
@@ -40,7 +43,7 @@ def learning_curves_figure(
   Learned optimizers are thick, baselines thin with their learning rates, published curves dashed.
   The legend is in the order in which the curves end. The losses' axis is logarithmic if all mean
   losses are positive, and ends at ten times the highest initial loss; a curve ends where the mean
-  is no longer finite.
+  is no longer finite. Of more than 400 steps, means over windows are drawn, at their last steps.
 
   Args:
     evaluation: what to draw.
@@ -71,8 +74,9 @@ def learning_curves_figure(
   """
   figure, (axes,) = new_panels([1])
   colors = colors_of(evaluation.results)
+  window = -(-evaluation.num_steps // _MAX_POINTS)
   for name, result in evaluation.results.items():
-    _draw_result(axes, name, result, colors[name])
+    _draw_result(axes, name, result, colors[name], window)
   unknown = itertools.cycle(LEARNED_COLORS)
   for name, (steps, losses) in (published or {}).items():
     color = colors.get(name.lower()) or next(unknown)
@@ -82,7 +86,7 @@ def learning_curves_figure(
   default_title = f"{evaluation.optimizee}, {evaluation.num_problems:,} fresh problems"
   axes.set_title(default_title if title is None else title, fontsize=12)
   axes.set_xlabel("step")
-  axes.set_ylabel("mean loss")
+  axes.set_ylabel("mean loss" if window == 1 else f"mean loss over {window} steps")
   _add_legend(axes)
   save(figure, path)
 
@@ -232,16 +236,27 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
   return np.where(counts > 0, sums / np.maximum(counts, 1.0), np.nan)
 
 
+def _window_means(curve: np.ndarray, window: int) -> np.ndarray:
+  """Its first value, and the means of as many windows as there are in the others.
+
+  >>> _window_means(np.array([9.0, 1.0, 3.0, 5.0, 7.0, 0.0]), 2).tolist()
+  [9.0, 2.0, 6.0]
+  """
+  whole = (curve.size - 1) // window * window
+  return np.append(curve[:1], curve[1 : whole + 1].reshape(-1, window).mean(axis=1))
+
+
 def _set_limits(axes: "Axes", num_steps: int, top: float) -> None:
   axes.set_xlim(0, num_steps)
   use_log_axis(axes, top)
 
 
-def _draw_result(axes: "Axes", name: str, result: Result, color: str) -> None:
+def _draw_result(axes: "Axes", name: str, result: Result, color: str, window: int) -> None:
   learned = result.learning_rate is None
   label = name if learned else f"{name} ({result.learning_rate:.2g})"
-  steps = np.arange(result.mean.size)
-  mean, low, high = (finite(curve) for curve in (result.mean, result.low, result.high))
+  steps = np.append(0, np.arange(window, result.mean.size, window))
+  curves = (result.mean, result.low, result.high)
+  mean, low, high = (_window_means(finite(curve), window) for curve in curves)
   axes.plot(
     steps,
     mean,

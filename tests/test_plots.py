@@ -80,6 +80,18 @@ def test_curves_are_the_means_learned_ones_thick(draw):
   assert len({to_hex(line.get_color()) for line in lines.values()}) == 3
 
 
+def test_long_curves_are_means_over_windows(draw):
+  losses = np.array([[1.0], [2.0], [3.0]]) * np.linspace(9.0, 1.0, 1001)
+  judged = Evaluation("quadratic", 1000, 3, {"lstm": result(losses)})
+  axes = draw(judged)
+  drawn, mean = lines_of(axes)["lstm"], judged.results["lstm"].mean
+  np.testing.assert_array_equal(drawn.get_xdata()[:3], [0, 3, 6])
+  np.testing.assert_allclose(drawn.get_ydata()[:2], [mean[0], mean[1:4].mean()])
+  assert drawn.get_xdata().size == 334
+  assert axes.get_ylabel() == "mean loss over 3 steps"
+  assert draw(evaluation()).get_ylabel() == "mean loss"
+
+
 def test_intervals_are_bands(draw):
   judged = evaluation()
   bands = draw(judged).collections
