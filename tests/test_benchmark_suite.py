@@ -167,6 +167,28 @@ def test_baselines_are_kept_with_their_record(built):
   assert skipped[0].startswith("shakespeare-lstm: tiny shakespeare is not at ")
 
 
+SHIPPED = sorted(path.stem for path in _baselines.package_folder("cpu").glob("*.json"))
+
+
+def test_some_baselines_are_shipped():
+  assert set(SHIPPED) <= set(TASKS)
+  assert len(SHIPPED) >= 5
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_baselines_are_those_of_the_task_as_it_is_now(name):
+  size, task = SIZES["cpu"], TASKS[name]
+  tuned = _baselines.read(_baselines.package_folder("cpu"), task, size)
+  assert tuned is not None
+  assert set(tuned) == set(_baselines.BASELINES)
+  for one in tuned.values():
+    assert one.curves.shape == (size.num_seeds, size.num_windows + 1)
+    assert one.interior
+    best = one.rates[np.argmin(one.values)]
+    np.testing.assert_allclose(best, one.learning_rate, rtol=1e-6)
+    assert np.isfinite(one.curves).all()
+
+
 def test_what_is_kept_is_not_tuned_again_unless_the_task_is_another(built, monkeypatch):
   folder, _ = built
   monkeypatch.setattr(_baselines, "_tune", lambda *_: pytest.fail("tuned again"))
