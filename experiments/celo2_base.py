@@ -160,7 +160,7 @@ def main(
   """Meta-trains a general-purpose optimizer and compares it with tuned baselines.
 
   Args:
-    size: how much work to do: smoke takes seconds; cpu, as estimated, an hour or two on 2 cores.
+    size: how much work to do: smoke takes seconds; cpu takes an hour or two on 2 cores.
     out: the folder of the run; by default runs/celo2_base-SIZE-SEED.
     seed: of everything random.
     resume: continue the run in that folder.

@@ -200,7 +200,7 @@ def main(
   """Meta-trains RNNprop on a small MNIST network and takes it to other problems.
 
   Args:
-    size: how much work to do: smoke takes seconds, cpu about two hours on 2 cores, as estimated;
+    size: how much work to do: smoke takes seconds, cpu about four hours on 2 cores that are busy;
       paper is for an accelerator.
     out: the folder of the run; by default runs/rnnprop-SIZE-SEED.
     seed: of everything random.
