@@ -5,6 +5,13 @@ import jax
 import jax.numpy as jnp
 
 
+def xla_convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """`convolve` by XLA's own convolution, on all platforms."""
+  return jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+
+
 @jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """A convolution with stride 1, padded with zeros so that it keeps height and width.
@@ -20,7 +27,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   Returns:
     ``[N, height, width, out]``.
   """
-  return jax.lax.platform_dependent(x, kernel, cpu=_product, default=_native)
+  return jax.lax.platform_dependent(x, kernel, cpu=_product, default=xla_convolve)
 
 
 def _convolve_fwd(x, kernel):
@@ -29,7 +36,7 @@ def _convolve_fwd(x, kernel):
 
 def _convolve_bwd(inputs, cotangent):
   return jax.lax.platform_dependent(
-    *inputs, cotangent, cpu=_backward(_product), default=_backward(_native)
+    *inputs, cotangent, cpu=_backward(_product), default=_backward(xla_convolve)
   )
 
 
@@ -41,12 +48,6 @@ def _backward(convolution):
 
 
 convolve.defvjp(_convolve_fwd, _convolve_bwd)
-
-
-def _native(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  return jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-  )
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
