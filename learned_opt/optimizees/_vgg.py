@@ -164,9 +164,9 @@ def activations(
   return found
 
 
-# XLA's, also on CPUs: with kernels that all problems share and no derivative with respect to them, it
-# is faster there than products of patches. Autodiff's form of the derivative, in which XLA transposes
-# the kernel, takes several times as long on a CPU.
+# XLA's, also on CPUs: with kernels that all problems share and no derivative with respect to them,
+# it is faster there than products of patches. Autodiff's form of the derivative, in which XLA
+# transposes the kernel, takes several times as long on a CPU.
 @jax.custom_vjp
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """``[N, height, width, channels]``."""
