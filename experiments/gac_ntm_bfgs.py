@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import tyro
 
+import learned_opt
 from learned_opt import cli, devices, estimators, meta_losses, optimizees, optimizers, runs
 from learned_opt.baselines import find_baselines
 from learned_opt.comparisons import Comparison
@@ -142,7 +143,7 @@ def main(
   """Meta-trains four architectures on quadratics and compares them with quasi-Newton methods.
 
   Args:
-    size: how much work to do: smoke takes seconds, cpu about an hour on 2 cores, as estimated,
+    size: how much work to do: smoke takes seconds, cpu about 20 minutes on 2 cores,
       paper hours.
     out: the folder of the runs; by default runs/gac_ntm_bfgs-SIZE-CONDITION_NUMBER-SEED.
     condition_number: of the Hessian.
@@ -158,6 +159,8 @@ def main(
     run = cli.run_recipe(one, folder / name, resume=resume and begun, evaluate=False)
     saved[name] = run.out / "optimizer"
   evaluations = cli.compare(comparisons(size, condition_number, seed), saved, folder, resume=resume)
+  for artifact in saved.values():
+    learned_opt.annotate(artifact, evaluation=evaluations[-1].summary())
   print_at_equal_gradients(evaluations)
 
 

@@ -79,13 +79,28 @@ def make_card(
   return _signed(card)
 
 
-def with_limitations(card: Mapping[str, Any], limitations: Iterable[str]) -> dict[str, Any]:
-  """The card with other words on where the optimizer fails.
+def annotated(
+  card: Mapping[str, Any],
+  limitations: Iterable[str] | None,
+  evaluation: Mapping[str, Any] | list[Any] | None,
+) -> dict[str, Any]:
+  """The card with other words on where the optimizer fails, another evaluation, or both.
 
   Raises:
-    TypeError: if these are not strings.
-    ValueError: if one is empty.
+    TypeError: if the limitations are not strings, or the evaluation cannot be made into JSON.
+    ValueError: if a limitation is empty, or there is neither.
   """
+  if limitations is None and evaluation is None:
+    raise ValueError("give limitations, an evaluation, or both")
+  changes: dict[str, Any] = {}
+  if limitations is not None:
+    changes["limitations"] = _check_limitations(limitations)
+  if evaluation is not None:
+    changes["evaluation"] = to_json(evaluation, "evaluation")
+  return _signed({**card, **changes})
+
+
+def _check_limitations(limitations: Iterable[str]) -> list[str]:
   if isinstance(limitations, str):
     raise TypeError(f"limitations must be a list of sentences, got the string {limitations!r}")
   limitations = list(limitations)
@@ -94,7 +109,7 @@ def with_limitations(card: Mapping[str, Any], limitations: Iterable[str]) -> dic
       raise TypeError(f"limitations must be strings, got {one!r}")
     if not one.strip():
       raise ValueError("limitations must say something, got an empty one")
-  return _signed({**card, "limitations": limitations})
+  return limitations
 
 
 def read_card(path: pathlib.Path) -> dict[str, Any]:

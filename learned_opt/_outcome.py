@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from learned_opt import _run_folder, artifacts
 from learned_opt._recipe import Recipe, split_seed
-from learned_opt.evaluate import Candidate, Evaluation, Row
+from learned_opt.evaluate import Candidate, Evaluation
 from learned_opt.evaluate import evaluate as evaluate_candidates
 from learned_opt.families import Families
 from learned_opt.meta_train import MetaTrainState
@@ -51,7 +51,7 @@ def save(
     recipe.learned_optimizer,
     meta_params,
     recipe=record,
-    evaluation=None if evaluation is None else _summarize(evaluation),
+    evaluation=None if evaluation is None else evaluation.summary(),
     overwrite=True,
   )
 
@@ -97,19 +97,3 @@ def evaluate(
     optimizee_name=recipe.optimizee_name,
     on_progress=report,
   )
-
-
-def _summarize(evaluation: Evaluation) -> dict[str, Any]:
-  """What the card says of the evaluation: its last losses, without the curves."""
-  return {
-    "optimizee": evaluation.optimizee,
-    "num_steps": evaluation.num_steps,
-    "num_problems": evaluation.num_problems,
-    "rows": [_summarize_row(row) for row in evaluation.rows()],
-  }
-
-
-def _summarize_row(row: Row) -> dict[str, Any]:
-  values = row._asdict()
-  (final_loss,) = values.pop("losses")
-  return {"name": values.pop("name"), "final_loss": final_loss, **values}

@@ -108,6 +108,20 @@ class Evaluation:
       raise ValueError(f"steps must be between 0 and {self.num_steps}, got {steps}")
     return [_row(name, result, steps) for name, result in self.results.items()]
 
+  def summary(self) -> dict[str, Any]:
+    """What a card says of the evaluation: its last losses, without the curves.
+
+    Returns:
+      JSON values, ``{"optimizee", "num_steps", "num_problems", "rows"}``, with a dictionary for
+      each optimizer; see `learned_opt.annotate`.
+    """
+    return {
+      "optimizee": self.optimizee,
+      "num_steps": self.num_steps,
+      "num_problems": self.num_problems,
+      "rows": [_summarize_row(row) for row in self.rows()],
+    }
+
   def to_json(self) -> dict[str, Any]:
     """The evaluation as JSON values; numbers that are not finite or not known are None.
 
@@ -123,6 +137,12 @@ class Evaluation:
       "num_problems": self.num_problems,
       "results": {name: _result_to_json(result) for name, result in self.results.items()},
     }
+
+
+def _summarize_row(row: Row) -> dict[str, Any]:
+  values = row._asdict()
+  (final_loss,) = values.pop("losses")
+  return {"name": values.pop("name"), "final_loss": final_loss, **values}
 
 
 def summarize(curves: Curves, cost: Cost, tuned: Tuned | None) -> Result:

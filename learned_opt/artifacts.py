@@ -121,12 +121,20 @@ def save(
   return folder
 
 
-def annotate(path: str | os.PathLike[str], limitations: Iterable[str]) -> pathlib.Path:
-  """Says in the card of a saved learned optimizer where it fails; the rest stays as it is.
+def annotate(
+  path: str | os.PathLike[str],
+  limitations: Iterable[str] | None = None,
+  *,
+  evaluation: Mapping[str, Any] | list[Any] | None = None,
+) -> pathlib.Path:
+  """Says in the card of a saved learned optimizer how good it is, or where it fails.
+
+  What is given replaces what the card said of it before; the rest stays as it is.
 
   Args:
     path: the folder that `save` wrote, or its ``card.json``.
-    limitations: a sentence each, with the command that shows it; they replace what was said before.
+    limitations: where it fails, a sentence each, with the command that shows it.
+    evaluation: how good it is, a table of JSON values; the `summary` of an `Evaluation` is one.
 
   Returns:
     The folder.
@@ -134,8 +142,8 @@ def annotate(path: str | os.PathLike[str], limitations: Iterable[str]) -> pathli
   Raises:
     FileNotFoundError: if there is no such folder.
     ArtifactError: a `ValueError` that says what is wrong with the files.
-    ValueError: if a limitation is empty.
-    TypeError: if the limitations are not strings.
+    ValueError: if a limitation is empty, or neither is given.
+    TypeError: if the limitations are not strings, or the evaluation cannot be made into JSON.
     OSError: if the card cannot be written; the one that was there is still whole.
 
   Example:
@@ -153,7 +161,7 @@ def annotate(path: str | os.PathLike[str], limitations: Iterable[str]) -> pathli
   folder = path.parent if path.name == _CARD else path
   if not (folder / _CARD).is_file():
     raise FileNotFoundError(f"there is no {_CARD} in {folder}: give the folder that save wrote")
-  card = _card.with_limitations(_read(folder).card, limitations)
+  card = _card.annotated(_read(folder).card, limitations, evaluation)
   _write_card(folder, card)
   return folder
 

@@ -23,6 +23,7 @@ from cases import OPTIMIZERS, meta_params_of, tiny_lstm
 import learned_opt
 from learned_opt import _arrays, _card, artifacts, optimizees, optimizers
 from learned_opt.artifacts import ArtifactError
+from learned_opt.evaluate import Candidate, evaluate
 from learned_opt.unroll import init_inner_state, unroll
 
 ALL = pytest.mark.parametrize("case", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -565,6 +566,7 @@ def test_limitations_replace_earlier_ones_and_nothing_else(saved):
     ("one string", TypeError, "must be a list of sentences, got the string 'one string'"),
     ([3], TypeError, "must be strings, got 3"),
     (["fine", " "], ValueError, "must say something"),
+    (None, ValueError, "give limitations, an evaluation, or both"),
   ],
 )
 def test_limitations_are_checked_before_anything_is_written(saved, limitations, error, message):
@@ -572,6 +574,26 @@ def test_limitations_are_checked_before_anything_is_written(saved, limitations, 
   with pytest.raises(error, match=message):
     learned_opt.annotate(saved, limitations)
   assert (saved / "card.json").read_bytes() == before
+
+
+def test_an_evaluation_joins_the_card_and_leaves_the_limitations(saved):
+  results = evaluate(
+    optimizees.quadratic(),
+    [Candidate.from_transformation("mine", optax.sgd(0.1))],
+    num_steps=2,
+    num_problems=2,
+    key=jax.random.key(0),
+    baselines=(),
+  )
+  learned_opt.annotate(saved, ["It was not trained."])
+  learned_opt.annotate(saved, evaluation=results.summary())
+  card = learned_opt.load_artifact(saved).card
+  assert card["limitations"] == ["It was not trained."]
+  assert card["evaluation"] == results.summary()
+  assert [row["name"] for row in card["evaluation"]["rows"]] == ["mine"]
+  with pytest.raises(TypeError, match="evaluation"):
+    learned_opt.annotate(saved, evaluation={"loss": jnp})
+  assert learned_opt.load_artifact(saved).card == card
 
 
 def test_only_what_was_saved_has_limitations(tmp_path):
