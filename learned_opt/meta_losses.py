@@ -10,6 +10,8 @@ the losses do not count. Estimators that have such unrolls, and only these, give
 perhaps, must not matter.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
 import chex
@@ -95,6 +97,45 @@ def mean_log(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None
   """
   del steps
   return jnp.mean(jnp.log(losses + 1e-6), where=where)
+
+
+def mean_log_above(floor: float) -> MetaLoss:
+  """The mean of log(f(theta_t) + floor), to which losses far below the floor are all the same.
+
+  For families of problems of which some can be solved to the last digit: by `mean_log`, a decade
+  that one of these gains on the way there counts as much as one where it matters.
+
+  Args:
+    floor: positive; `mean_log` has 1e-6.
+
+  Returns:
+    The meta-loss.
+
+  Raises:
+    ValueError: if `floor` is not positive and finite.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt import meta_losses
+    >>> solved, open_ = jnp.array([1e-7]), jnp.array([1e-5])
+    >>> for meta_loss in (meta_losses.mean_log, meta_losses.mean_log_above(0.01)):
+    ...   print(round(float(meta_loss(open_, jnp.array([1])) - meta_loss(solved, jnp.array([1]))), 3))
+    2.303
+    0.001
+  """
+  if not (math.isfinite(floor) and floor > 0):
+    raise ValueError(f"floor must be positive and finite, got {floor}")
+  return _mean_log_above(float(floor))
+
+
+# Equal floors give the same object, so that an estimator made of it does not compile anew.
+@functools.cache
+def _mean_log_above(floor: float) -> MetaLoss:
+  def meta_loss(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None) -> jax.Array:
+    del steps
+    return jnp.mean(jnp.log(losses + floor), where=where)
+
+  return meta_loss
 
 
 # The meta-losses that a command can name.

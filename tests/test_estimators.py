@@ -276,11 +276,22 @@ def mean_derivative(reference, problems, line):
 
 META_LOSSES = {
   "mean_log": (meta_losses.mean_log, lambda f: 1 / (f.size * (f + 1e-6))),
+  "mean_log_above": (meta_losses.mean_log_above(0.1), lambda f: 1 / (f.size * (f + 0.1))),
   "users_own": (
     lambda losses, steps: jnp.sum(losses**2 / steps),
     lambda f: 2 * f / (1 + np.arange(f.size)),
   ),
 }
+
+
+def test_equal_floors_are_one_meta_loss():
+  assert meta_losses.mean_log_above(1) is meta_losses.mean_log_above(1.0)
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_floor_of_a_meta_loss_is_positive_and_finite(floor):
+  with pytest.raises(ValueError, match="floor must be positive and finite, got"):
+    meta_losses.mean_log_above(floor)
 
 
 @pytest.mark.parametrize(("meta_loss", "weights_at"), META_LOSSES.values(), ids=META_LOSSES)
