@@ -15,15 +15,17 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import tyro
 
-from learned_opt import ImageDataset, cli, datasets, devices, optimizees
+from learned_opt import ImageDataset, cli, datasets, devices, optimizees, plots
 from learned_opt.baselines import BASELINES
 from learned_opt.comparisons import Comparison
+from learned_opt.evaluate import Evaluation
 
 # The LSTM of figure 5, read off.
 PAPER_STEPS = (20, 40, 60, 80, 100)
@@ -31,6 +33,24 @@ PAPER = {
   "40-units": (0.386, 0.273, 0.227, 0.208, 0.192),
   "2-layers": (0.951, 0.522, 0.427, 0.353, 0.321),
   "relu": (2.31, 2.29, 2.40, 2.80, 2.585),
+}
+
+# Figure 6, read off: losses at step 100 by hidden units, with sigmoid. Its NAG is not that of the
+# figures 4 and 5: 0.252 with one layer of 20 units, which in figure 4 is its loss at step 200.
+PAPER_WIDTHS = tuple(range(5, 51, 5))
+PAPER_GRID = {
+  "lstm": {
+    1: (0.595, 0.349, 0.282, 0.245, 0.231, 0.212, 0.207, 0.192, 0.178, 0.194),
+    2: (1.022, 0.550, 0.399, 0.321, 0.296, 0.264, 0.245, 0.238, 0.226, 0.203),
+  },
+  "adam": {
+    1: (0.829, 0.489, 0.422, 0.369, 0.352, 0.321, 0.315, 0.311, 0.293, 0.294),
+    2: (1.552, 1.022, 0.837, 0.696, 0.640, 0.611, 0.603, 0.572, 0.560, 0.554),
+  },
+  "nag": {
+    1: (0.580, 0.354, 0.282, 0.252, 0.242, 0.239, 0.234, 0.225, 0.238, 0.226),
+    2: (0.933, 0.589, 0.484, 0.452, 0.437, 0.445, 0.458, 0.443, 0.452, 0.448),
+  },
 }
 
 Activation = Literal["sigmoid", "tanh", "relu", "elu"]
@@ -92,7 +112,7 @@ def grid(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Comparison]:
   chosen = SIZES[size]
   return [
     dataclasses.replace(
-      _comparison(chosen, f"{activation}-{layers}x{width}", (width,) * layers, activation, seed),
+      _comparison(chosen, _name(activation, layers, width), (width,) * layers, activation, seed),
       num_problems=chosen.num_grid_problems,
       num_tuning_problems=chosen.num_grid_tuning_problems,
       baselines=("nag", "adam"),
@@ -118,6 +138,50 @@ def _comparison(
     tuning_optimizee=network(split="train"),
     seed=seed,
   )
+
+
+def _name(activation: Activation, layers: int, width: int) -> str:
+  return f"{activation}-{layers}x{width}"
+
+
+def draw_grid(
+  size: Size, evaluations: Mapping[str, Evaluation], optimizers: Iterable[str], folder: pathlib.Path
+) -> None:
+  """Figure 6, once for each activation.
+
+  Args:
+    size: of the grid.
+    evaluations: by their names in the grid.
+    optimizers: the names of the learned ones, beside which the paper's LSTM is drawn.
+    folder: gets a file for each activation.
+  """
+  for activation in size.activations:
+    lines = {
+      _layers(layers): {
+        width: evaluations[_name(activation, layers, width)] for width in size.widths
+      }
+      for layers in size.depths
+    }
+    published = {}
+    if activation == "sigmoid":
+      published = {
+        panel: {
+          _layers(layers): (PAPER_WIDTHS, losses)
+          for layers, losses in PAPER_GRID.get(panel, PAPER_GRID["lstm"]).items()
+        }
+        for panel in (*optimizers, "adam", "nag")
+      }
+    plots.final_losses_figure(
+      lines,
+      folder / f"{activation}.png",
+      x_label="hidden units",
+      published=published,
+      title=f"{size.dataset}, {activation}, {size.num_grid_problems} fresh problems a network",
+    )
+
+
+def _layers(number: int) -> str:
+  return "1 layer" if number == 1 else f"{number} layers"
 
 
 @functools.cache
@@ -150,7 +214,10 @@ def main(
   named = {pathlib.Path(path).name: path for path in optimizers}
   cli.compare(transfers(size, seed), named, folder, resume=resume)
   if with_grid:
-    cli.compare(grid(size, seed), named, folder / "grid", resume=resume)
+    networks = grid(size, seed)
+    evaluations = cli.compare(networks, named, folder / "grid", resume=resume)
+    by_name = {one.name: found for one, found in zip(networks, evaluations, strict=True)}
+    draw_grid(SIZES[size], by_name, named, folder / "grid")
 
 
 if __name__ == "__main__":

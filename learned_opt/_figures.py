@@ -39,8 +39,12 @@ def new_grid(
   num_columns: int,
   total_height: float = 5.0,
   heights: Sequence[float] | None = None,
+  share_losses: bool = False,
 ) -> tuple["Figure", np.ndarray]:
-  """Axes in rows and columns, all over the same horizontal axis; the heights are in inches."""
+  """Axes in rows and columns, all over the same horizontal axis; the heights are in inches.
+
+  With `share_losses` they have the same vertical axis, too.
+  """
   try:
     from matplotlib.figure import Figure
   except ImportError as error:
@@ -49,7 +53,14 @@ def new_grid(
     ) from error
   # No pyplot: it would choose a window system and keep the figure alive.
   figure = Figure(figsize=(8, total_height), dpi=130, layout="constrained")
-  grid = figure.subplots(num_rows, num_columns, sharex=True, squeeze=False, height_ratios=heights)
+  grid = figure.subplots(
+    num_rows,
+    num_columns,
+    sharex=True,
+    sharey=share_losses,
+    squeeze=False,
+    height_ratios=heights,
+  )
   for axes in grid.flat:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -57,10 +68,15 @@ def new_grid(
 
 
 def use_log_axis(axes: "Axes", top: float = math.inf) -> None:
-  """Makes the vertical axis logarithmic if all that is drawn is positive; it ends at `top`."""
+  """Makes the vertical axis logarithmic if all that is drawn is positive; it ends at `top`.
+
+  What is drawn on axes that share it counts, too.
+  """
   from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-  losses = np.concatenate([np.asarray(line.get_ydata()) for line in axes.get_lines()])
+  sharing = axes.get_shared_y_axes().get_siblings(axes)
+  lines = [line for one in sharing for line in one.get_lines()]
+  losses = np.concatenate([np.asarray(line.get_ydata()) for line in lines])
   losses = losses[np.isfinite(losses)]
   if not losses.size or losses.min() <= 0:
     return

@@ -3,14 +3,22 @@
 import itertools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from learned_opt._arrays import Path
 from learned_opt._doctor_figures import doctor_figure as doctor_figure
-from learned_opt._figures import LEARNED_COLORS, colors_of, finite, new_panels, save, use_log_axis
+from learned_opt._figures import (
+  LEARNED_COLORS,
+  colors_of,
+  finite,
+  new_grid,
+  new_panels,
+  save,
+  use_log_axis,
+)
 from learned_opt._inspection_figures import counterfactuals_figure as counterfactuals_figure
 from learned_opt._inspection_figures import proposals_figure as proposals_figure
 from learned_opt._inspection_figures import trajectory_figure as trajectory_figure
@@ -88,6 +96,85 @@ def learning_curves_figure(
   axes.set_xlabel("step")
   axes.set_ylabel("mean loss" if window == 1 else f"mean loss over {window} steps")
   _add_legend(axes)
+  save(figure, path)
+
+
+def final_losses_figure(
+  evaluations: Mapping[str, Mapping[Any, Evaluation]],
+  path: Path,
+  *,
+  x_label: str,
+  published: Mapping[str, Published] | None = None,
+  title: str | None = None,
+) -> None:
+  """Draws mean last losses against a property of the problems, a panel for each optimizer.
+
+  A line, with 95 % intervals, for each kind of problems. This is the layout of figure 6 of
+  Andrychowicz et al. (2016), in which the property is the number of hidden units and the kinds are
+  numbers of layers.
+
+  Args:
+    evaluations: by the names of the lines, and then by the property; all of the same optimizers.
+    path: the file to write; see `learning_curves_figure`.
+    x_label: what the property is.
+    published: by the name of a panel, and then by that of a line, pairs ``(property, losses)``,
+      which are drawn dashed; names that are not there are left out.
+    title: of the figure.
+
+  Raises:
+    ImportError: if matplotlib is not installed.
+    ValueError: if there is no evaluation, they are not of the same optimizers, or the suffix is no
+      format of matplotlib.
+    OSError: if the file cannot be written.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> import jax
+    >>> from learned_opt import optimizees
+    >>> from learned_opt.evaluate import evaluate
+    >>> from learned_opt.plots import final_losses_figure
+    >>> def solved(size):
+    ...   problems = optimizees.quadratic(size)
+    ...   key = jax.random.key(0)
+    ...   return evaluate(problems, [], num_steps=2, num_problems=2, key=key, baselines=["sgd"])
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "sizes.png"
+    >>> lines = {"quadratics": {size: solved(size) for size in (2, 3)}}
+    >>> final_losses_figure(lines, path, x_label="coordinates")
+    >>> path.read_bytes()[1:4]
+    b'PNG'
+  """
+  every = [one for line in evaluations.values() for one in line.values()]
+  if not every:
+    raise ValueError("evaluations must hold at least one: there is nothing to draw")
+  names = list(every[0].results)
+  for one in every:
+    if set(one.results) != set(names):
+      raise ValueError(
+        f"evaluations must be of the same optimizers, got {', '.join(one.results)} "
+        f"beside {', '.join(names)}"
+      )
+  figure, grid = new_grid(1, len(names), total_height=3.2, share_losses=True)
+  colors = dict(zip(evaluations, itertools.cycle(LEARNED_COLORS), strict=False))
+  for name, axes in zip(names, grid[0], strict=True):
+    for line, by_property in evaluations.items():
+      xs = sorted(by_property)
+      results = [by_property[x].results[name] for x in xs]
+      last, low, high = (
+        finite(np.array([getattr(result, bound)[-1] for result in results]))
+        for bound in ("mean", "low", "high")
+      )
+      around = np.maximum(np.stack([last - low, high - last]), 0)
+      axes.errorbar(xs, last, around, marker="o", markersize=3, color=colors[line], label=line)
+    for line, points in (published or {}).get(name, {}).items():
+      if line in colors:
+        axes.plot(*points, "--", color=colors[line], linewidth=1.2, label=f"{line}, published")
+    axes.set_title(name, fontsize=10)
+    axes.set_xlabel(x_label)
+  use_log_axis(grid[0, 0])
+  grid[0, 0].set_ylabel(f"mean loss at step {every[0].num_steps}")
+  figure.suptitle(title or every[0].optimizee, fontsize=12)
+  handles, labels = grid[0, 0].get_legend_handles_labels()
+  figure.legend(handles, labels, loc="outside right center", frameon=False)
   save(figure, path)
 
 

@@ -40,13 +40,19 @@ def evaluation(**results):
 
 
 @pytest.fixture
-def draw(monkeypatch, tmp_path):
-  """Draws a figure and gives its axes."""
+def figures(monkeypatch):
+  """The figures that were saved."""
   figures = []
   save = plots.save
   monkeypatch.setattr(
     plots, "save", lambda figure, path: (figures.append(figure), save(figure, path))
   )
+  return figures
+
+
+@pytest.fixture
+def draw(figures, tmp_path):
+  """Draws a figure and gives its axes."""
 
   def run(evaluation, **options):
     learning_curves_figure(evaluation, tmp_path / "figure.png", **options)
@@ -178,3 +184,58 @@ def test_the_module_is_imported_without_matplotlib(monkeypatch):
   module = importlib.import_module("learned_opt.plots")
   assert module is not plots
   assert module.learning_curves_figure.__doc__ == learning_curves_figure.__doc__
+
+
+# --- Last losses against a property of the problems.
+
+
+def last_losses(**rates):
+  return Evaluation("quadratic", 10, 3, {name: result(decay(rate)) for name, rate in rates.items()})
+
+
+def test_last_losses_have_a_panel_an_optimizer_and_a_line_a_kind(figures, tmp_path):
+  lines = {
+    "1 layer": {20: last_losses(lstm=0.5, adam=0.2), 5: last_losses(lstm=0.4, adam=0.1)},
+    "2 layers": {5: last_losses(lstm=0.3, adam=0.2)},
+  }
+  published = {"lstm": {"1 layer": ([5, 10], [0.2, 0.1]), "3 layers": ([5], [0.1])}}
+  path = tmp_path / "last.png"
+  plots.final_losses_figure(lines, path, x_label="units", published=published, title="MNIST")
+  assert path.read_bytes()[:4] == b"\x89PNG"
+  (figure,) = figures
+  assert figure.get_suptitle() == "MNIST"
+  learned, adam = figure.axes
+  assert (learned.get_title(), adam.get_title()) == ("lstm", "adam")
+  drawn = {container.get_label(): container for container in learned.containers}
+  assert set(drawn) == {"1 layer", "2 layers"}
+  line, _, (intervals,) = drawn["1 layer"]
+  expected = [lines["1 layer"][units].results["lstm"] for units in (5, 20)]
+  np.testing.assert_array_equal(line.get_xdata(), [5, 20])
+  np.testing.assert_allclose(line.get_ydata(), [one.mean[-1] for one in expected])
+  ends = [[segment[0][1], segment[1][1]] for segment in intervals.get_segments()]
+  np.testing.assert_allclose(ends, [[one.low[-1], one.high[-1]] for one in expected])
+  dashed = {one.get_label(): one for one in learned.get_lines() if one.get_linestyle() == "--"}
+  assert set(dashed) == {"1 layer, published"}
+  np.testing.assert_array_equal(dashed["1 layer, published"].get_ydata(), [0.2, 0.1])
+  assert to_hex(dashed["1 layer, published"].get_color()) == to_hex(line.get_color())
+  assert not [one for one in adam.get_lines() if one.get_linestyle() == "--"]
+  assert learned.get_yscale() == adam.get_yscale() == "log"
+  assert learned.get_ylim() == adam.get_ylim()
+  assert (learned.get_ylabel(), learned.get_xlabel()) == ("mean loss at step 10", "units")
+
+
+@pytest.mark.parametrize(
+  ("lines", "message"),
+  [
+    ({}, "there is nothing to draw"),
+    ({"1 layer": {}}, "there is nothing to draw"),
+    (
+      {"1 layer": {5: last_losses(lstm=0.5), 10: last_losses(adam=0.5)}},
+      "of the same optimizers, got adam beside lstm",
+    ),
+  ],
+)
+def test_last_losses_are_of_the_same_optimizers(lines, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    plots.final_losses_figure(lines, tmp_path / "last.png", x_label="units")
+  assert not list(tmp_path.iterdir())
