@@ -1,4 +1,4 @@
-"""A general-purpose optimizer in half an hour: Celo-Adam by backpropagation (Moudgil et al. 2025).
+"""A general-purpose optimizer in minutes: Celo-Adam by backpropagation (Moudgil et al. 2025).
 
     python experiments/celo_adam.py
 
@@ -35,7 +35,6 @@ from learned_opt import (
   runs,
 )
 from learned_opt.base import ImageDataset
-from learned_opt.baselines import BASELINES
 from learned_opt.families import Families, families
 
 SizeName = Literal["smoke", "cpu", "gpu"]
@@ -78,7 +77,7 @@ class Size(NamedTuple):
   num_steps: int
   num_test_problems: int
   num_tuning_problems: int
-  baselines: tuple[str, ...] = tuple(BASELINES)
+  baselines: tuple[str, ...] = ("adam", "adamw_cosine")
 
 
 _TEST = Network("fashion_mnist", (64,), "relu", 128)
@@ -89,8 +88,8 @@ SIZES = {
     Network("digits", (5,), "relu", 8),
     *(2, 4, 2, 4, 2, 2, 4, 2, 2, ("adam",)),
   ),
-  "cpu": Size(_NETWORKS, _TEST, 100, 500, 4, 2000, 100, 8, 1000, 32, 8),
-  "gpu": Size(_NETWORKS, _TEST, 100, 1000, 16, 20_000, 500, 32, 1000, 100, 32),
+  "cpu": Size(_NETWORKS, _TEST, 100, 500, 4, 600, 100, 32, 1000, 16, 4),
+  "gpu": Size(_NETWORKS, _TEST, 100, 500, 32, 2000, 100, 64, 1000, 100, 32),
 }
 
 
@@ -98,7 +97,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
   """The experiment at one of its sizes.
 
   All choices but the architecture and its inputs are ours, from short runs: second derivatives,
-  without which the learning rate is trained to where it is too high or too low; the log loss with a
+  which see that a higher learning rate makes the gradients to come another; the log loss with a
   floor, without which the families that can be solved to the last digit count for most; a rate that
   starts at 0.01 instead of 1e-4, and factors of the problems between 0.22 and 4.5 instead of 1e-3
   and 1e3, as so few outer steps are too few for what is farther away.
@@ -175,7 +174,7 @@ def main(
   """Meta-trains a general-purpose optimizer and compares it with tuned baselines.
 
   Args:
-    size: how much work to do: smoke takes seconds; cpu about half an hour on 2 cores.
+    size: how much work to do: smoke takes seconds; cpu about ten minutes on 2 cores.
     out: the folder of the run; by default runs/celo_adam-SIZE-SEED.
     seed: of everything random.
     resume: continue the run in that folder.
