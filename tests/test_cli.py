@@ -127,7 +127,7 @@ def test_train_prints_table_paths_and_how_to_load(tmp_path):
   start = lines.index("import learned_opt")
   scope = {"params": np.zeros(3, np.float32)}
   exec("\n".join(lines[start : start + 3]), scope)
-  assert scope["state"].layers[0].h.shape == (3, 4)
+  assert scope["state"].layers[0].h.shape == (4, 3)
 
 
 def test_train_resumes(trained, tmp_path):

@@ -1,5 +1,6 @@
 """Work shared among several devices: the same results, and a set-up that respects the user's."""
 
+import functools
 import json
 import os
 import subprocess
@@ -147,14 +148,14 @@ def test_numbers_are_checked():
     devices.mesh(2)
 
 
-# --- Rows in blocks.
+# --- Coordinates in blocks.
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 3, 4, 11, 12])
-def test_blocks_of_rows_equal_the_whole(num_rows, x64):
+@pytest.mark.parametrize("number", [0, 1, 3, 4, 11, 12])
+def test_blocks_of_coordinates_equal_the_whole(number, x64):
   architecture = tiny_lstm(num_layers=2)
   meta_params = meta_params_of(architecture, dtype=np.float64)
-  grads = jax.random.normal(jax.random.key(0), (num_rows,))
+  grads = jax.random.normal(jax.random.key(0), (number,))
   tx = architecture.optimizer(meta_params)
   state = tx.init(grads)
 
@@ -174,12 +175,15 @@ def test_blocks_of_rows_equal_the_whole(num_rows, x64):
 
 
 def scale(weights, inputs, state):
-  return weights * inputs, state + inputs
+  return weights * inputs + state[0], state + inputs[None]
 
 
-def test_vmapped_blocks_lie_side_by_side_and_derivatives_are_the_plain_ones():
-  blocks = _blocks.in_blocks(scale, lambda *args: scale(*args), block_size=2)
-  inputs, state = jnp.arange(15.0).reshape(5, 3), jnp.ones((5, 3))
+# Blocks of: a part of a problem, one problem and a rest, two problems and a rest, all.
+@pytest.mark.parametrize("block_size", [2, 3, 7, 100])
+def test_vmapped_blocks_equal_the_whole_and_derivatives_are_the_plain_ones(block_size):
+  blocks = _blocks.in_blocks(scale, lambda *args: scale(*args), block_size=block_size)
+  inputs = jnp.arange(15.0).reshape(5, 3)
+  state = jnp.arange(30.0).reshape(5, 2, 3)
   weights = jnp.arange(5.0)
   for axes, w in (((None, 0, 0), 2.0), ((0, 0, 0), weights)):
     found = jax.vmap(blocks, in_axes=axes)(w, inputs, state)
@@ -190,6 +194,17 @@ def test_vmapped_blocks_lie_side_by_side_and_derivatives_are_the_plain_ones():
   assert float(total) == float(jnp.sum(inputs[0]))
   _, tangent = jax.jvp(lambda w: blocks(w, inputs[0], state[0])[0], (2.0,), (1.0,))
   np.testing.assert_array_equal(tangent, inputs[0])
+
+
+def test_blocks_may_be_vmapped_twice():
+  blocks = _blocks.in_blocks(scale, scale, block_size=4)
+  inputs, state = jnp.arange(12.0).reshape(2, 2, 3), jnp.arange(24.0).reshape(2, 2, 2, 3)
+  found, expected = (
+    jax.vmap(jax.vmap(functools.partial(function, 2.0)))(inputs, state)
+    for function in (blocks, scale)
+  )
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(one, other)
 
 
 def test_an_update_of_many_parameters_makes_nothing_large_on_the_way():

@@ -24,7 +24,7 @@ def run_plain(architecture, meta_params, grads):
   for grad in grads:
     update, state = tx.update(grad, state)
     updates.append(update)
-  return jnp.stack(updates), [(layer.c.T, layer.h.T) for layer in state.layers]
+  return jnp.stack(updates), [tuple(layer) for layer in state.layers]
 
 
 def run_rule(architecture, meta_params, grads):
@@ -34,7 +34,7 @@ def run_rule(architecture, meta_params, grads):
   for grad in grads:
     update, state = rule.update(meta_params, grad, state)
     updates.append(update)
-  return jnp.stack(updates), [tuple(cell) for cell in state]
+  return jnp.stack(updates), [tuple(layer) for layer in state.layers]
 
 
 def random_grads(dtype, num_coordinates=7, num_steps=3):

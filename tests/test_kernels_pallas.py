@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from learned_opt.kernels import lstm_pallas
-from learned_opt.kernels.lstm import Cell, LayerWeights, stack_step
+from learned_opt.kernels.lstm import CellState, LayerWeights, stack_step
 from learned_opt.kernels.lstm_pallas import fused_stack_step, stack_step_pallas
 
 # (hidden size of each layer, inputs, coordinates, tile)
@@ -28,7 +28,7 @@ def random_arguments(hidden_sizes, num_inputs, num_coordinates, dtype="float32")
   for hidden in hidden_sizes:
     shapes = ((4 * hidden, features), (4 * hidden, hidden), (4 * hidden, 1))
     layers.append(LayerWeights(*(normal(*shape) * 0.3 for shape in shapes)))
-    cells.append(Cell(normal(hidden, num_coordinates), normal(hidden, num_coordinates)))
+    cells.append(CellState(normal(hidden, num_coordinates), normal(hidden, num_coordinates)))
     features = hidden
   return tuple(layers), normal(num_inputs, num_coordinates), tuple(cells)
 

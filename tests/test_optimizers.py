@@ -339,8 +339,8 @@ def check_against_numpy(preprocessing, dtype, tolerance, **options):
   assert updates[0].dtype == dtype
   np.testing.assert_allclose(jnp.stack(updates), expected, rtol=tolerance, atol=tolerance)
   for cell, (c, h) in zip(state.layers, expected_state, strict=True):
-    np.testing.assert_allclose(cell.c, c, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(cell.h, h, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(cell.c.T, c, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(cell.h.T, h, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("preprocessing", PREPROCESSINGS)

@@ -12,7 +12,7 @@ import pytest
 from cases import bowl, images, meta_params_of, tiny_lstm
 
 import learned_opt
-from learned_opt import estimators, meta_losses, optimizees
+from learned_opt import _blocks, estimators, meta_losses, optimizees
 from learned_opt.estimators import _replay
 
 META_LOSSES = {
@@ -86,14 +86,14 @@ def estimates_in_one_block():
 # Small blocks, whose last one is filled up; states kept, computed again, and in segments whose last
 # one is filled up.
 @pytest.mark.parametrize(
-  ("block", "unblocked", "history_bytes", "segment"),
-  [(4, 2**13, 2**28, 32), (4, 0, 0, 32), (9, 0, 0, 2), (100, 2**13, 0, 2), (1, 0, 2**28, 2)],
+  ("block", "updated", "history_bytes", "segment"),
+  [(4, 256, 2**28, 32), (4, 4, 0, 32), (9, 2, 0, 2), (100, 256, 0, 2), (1, 1, 2**28, 2)],
 )
-def test_layout_does_not_matter(block, unblocked, history_bytes, segment, monkeypatch, x64):
+def test_layout_does_not_matter(block, updated, history_bytes, segment, monkeypatch, x64):
   whole = estimates_in_one_block()
   monkeypatch.setattr(_replay, "_block_size", lambda bytes_per_coordinate: block)
-  monkeypatch.setattr(_replay, "_LANES", 1)
-  monkeypatch.setattr(_replay, "_UNBLOCKED", unblocked)
+  monkeypatch.setattr(_blocks, "LANES", 1)
+  monkeypatch.setattr(_blocks, "_BLOCK", updated)
   monkeypatch.setattr(_replay, "_HISTORY_BYTES", history_bytes)
   monkeypatch.setattr(_replay, "_SEGMENT", segment)
   blocks = estimates("replay", bowl(), meta_losses.mean, num_estimates=2, meta_batch_size=3)

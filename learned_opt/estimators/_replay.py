@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from learned_opt import _coordinates, devices
+from learned_opt import _blocks, _coordinates, devices
 from learned_opt.base import CoordinatewiseRule, InnerState, MetaLoss, Optimizee, Trajectory
 from learned_opt.estimators import _paths
 from learned_opt.unroll import init_inner_state, outer_loss_key, step_key
@@ -52,12 +52,6 @@ _HISTORY_BYTES = 2**28
 # cache of a core; `learned-opt bench meta-gradient` measures it. Accelerators want large blocks.
 _KEPT_BYTES = 2**22
 _KEPT_BYTES_ON_ACCELERATORS = 2**30
-
-# Coordinates of a shard that are updated at once; their gates are made as a whole then.
-_UNBLOCKED = 2**13
-
-# Blocks hold a multiple of so many coordinates, that of the widest vector registers.
-_LANES = 16
 
 
 class _Record(NamedTuple):
@@ -113,9 +107,6 @@ class _Layout(NamedTuple):
   def block(self, index: jax.Array, leaf: jax.Array) -> jax.Array:
     """One block of a leaf of one shard, along its last axis."""
     return jax.lax.dynamic_slice_in_dim(leaf, index * self.block_size, self.block_size, -1)
-
-  def with_block(self, index: jax.Array, leaf: jax.Array, block: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(leaf, block, index * self.block_size, -1)
 
 
 class _Replayed(NamedTuple):
@@ -221,7 +212,7 @@ def _layout(
   num_blocks = math.ceil(per_shard / largest)
   block_size = math.ceil(per_shard / num_blocks)
   if num_blocks > 1:
-    block_size = math.ceil(block_size / _LANES) * _LANES
+    block_size = math.ceil(block_size / _blocks.LANES) * _blocks.LANES
     num_blocks = math.ceil(per_shard / block_size)
   return _Layout(num_coordinates, num_shards, num_blocks, block_size, keeps_states)
 
@@ -229,7 +220,7 @@ def _layout(
 def _block_size(bytes_per_coordinate: int) -> int:
   """The most coordinates that are replayed side by side."""
   kept = _KEPT_BYTES if jax.default_backend() == "cpu" else _KEPT_BYTES_ON_ACCELERATORS
-  return max(_LANES, kept // max(1, bytes_per_coordinate) // _LANES * _LANES)
+  return max(_blocks.LANES, kept // max(1, bytes_per_coordinate) // _blocks.LANES * _blocks.LANES)
 
 
 def _run(
@@ -261,12 +252,12 @@ def _run(
     losses, grads = jax.vmap(function)(devices.share(vectors))
     return losses, grads.reshape(-1)
 
+  update = jax.vmap(functools.partial(_blocks.blockwise, rule.update, meta_params))
+
   def body(state: InnerState, _) -> tuple[InnerState, _Record]:
     vectors = state._replace(opt_state=())
     losses, grads = in_shards(inner, vectors)
-    updates, opt_state = _update_blocks(
-      rule, layout, meta_params, layout.split(grads), state.opt_state
-    )
+    updates, opt_state = update(layout.split(grads), state.opt_state)
     updates = layout.join(updates).reshape(losses.shape[0], -1)
     updates = jax.vmap(_coordinates.unflatten)(updates, state.params, state.params)
     vectors = vectors._replace(
@@ -284,35 +275,6 @@ def _run(
   losses, grads = in_shards(inner, end._replace(opt_state=()))
   last = _Record(losses, replayed.take(grads))
   return end._replace(opt_state=jax.tree.map(layout.join, end.opt_state)), records, last
-
-
-def _update_blocks(
-  rule: CoordinatewiseRule,
-  layout: _Layout,
-  meta_params: chex.ArrayTree,
-  grads: jax.Array,
-  state: chex.ArrayTree,
-) -> tuple[jax.Array, chex.ArrayTree]:
-  """One update of all shards; of many coordinates block by block, to make nothing large."""
-  update = jax.vmap(functools.partial(rule.update, meta_params))
-  if layout.num_blocks * layout.block_size <= _UNBLOCKED:
-    return update(grads, state)
-
-  def body(index: jax.Array, carry):
-    updates, state = carry
-    block, with_block = (functools.partial(f, index) for f in (layout.block, layout.with_block))
-    # XLA would fuse the reading of a block with the writing of its update, several times over,
-    # and copy the whole state for it. A conditional, which is always taken, keeps them apart.
-    block_updates, block_state = jax.lax.cond(
-      index < layout.num_blocks,
-      update,
-      lambda *unchanged: unchanged,
-      block(grads),
-      jax.tree.map(block, state),
-    )
-    return with_block(updates, block_updates), jax.tree.map(with_block, state, block_state)
-
-  return jax.lax.fori_loop(0, layout.num_blocks, body, (jnp.zeros_like(grads), state))
 
 
 def _replay(

@@ -42,8 +42,16 @@ class LayerWeights(NamedTuple):
   bias: jax.Array
 
 
-class Cell(NamedTuple):
-  """State of one layer, ``[hidden, coordinates]`` each."""
+class CellState(NamedTuple):
+  """State of one LSTM layer.
+
+  ``[hidden, coordinates]`` arrays here and in the optimizers whose coordinates are treated apart;
+  ``[coordinates, hidden]`` in those that mix coordinates, or have one such state a tensor.
+
+  Attributes:
+    c: the cells.
+    h: the outputs.
+  """
 
   c: jax.Array
   h: jax.Array
@@ -82,7 +90,7 @@ def layer_weights(kernel: jax.Array, bias: jax.Array, forget_bias: float) -> Lay
   return LayerWeights(rows[:, :-hidden], rows[:, -hidden:], (bias + offsets)[:, None] * halves)
 
 
-def _advance(layers, x, cells) -> tuple[tuple[Cell, ...], list[_Activations]]:
+def _advance(layers, x, cells) -> tuple[tuple[CellState, ...], list[_Activations]]:
   new_cells, activations = [], []
   for weights, cell in zip(layers, cells, strict=True):
     gates = jnp.tanh(weights.x @ x + weights.h @ cell.h + weights.bias)
@@ -91,14 +99,14 @@ def _advance(layers, x, cells) -> tuple[tuple[Cell, ...], list[_Activations]]:
     tanh_c = jnp.tanh(c)
     activations.append(_Activations(x, gates, tanh_c))
     x = 0.5 * (1.0 + o) * tanh_c
-    new_cells.append(Cell(c, x))
+    new_cells.append(CellState(c, x))
   return tuple(new_cells), activations
 
 
 @jax.custom_vjp
 def stack_step(
-  layers: tuple[LayerWeights, ...], x: jax.Array, cells: tuple[Cell, ...]
-) -> tuple[Cell, ...]:
+  layers: tuple[LayerWeights, ...], x: jax.Array, cells: tuple[CellState, ...]
+) -> tuple[CellState, ...]:
   """Advances a stack of layers by one step.
 
   Differentiable in reverse mode.
@@ -113,9 +121,9 @@ def stack_step(
 
   Example:
     >>> import jax.numpy as jnp
-    >>> from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
+    >>> from learned_opt.kernels.lstm import CellState, layer_weights, stack_step
     >>> weights = layer_weights(jnp.ones((2 + 3, 12)), jnp.zeros(12), forget_bias=1.0)
-    >>> cells = (Cell(jnp.zeros((3, 7)), jnp.zeros((3, 7))),)
+    >>> cells = (CellState(jnp.zeros((3, 7)), jnp.zeros((3, 7))),)
     >>> stack_step((weights,), jnp.ones((2, 7)), cells)[0].h.shape
     (3, 7)
   """
@@ -135,7 +143,7 @@ def _stack_step_bwd(residuals, cotangents):
     reversed(layers), reversed(cells), reversed(activations), reversed(cotangents), strict=True
   ):
     grads, above, cell_grads = _layer_bwd(
-      weights, cell, inputs, gates, tanh_c, Cell(cotangent.c, cotangent.h + above)
+      weights, cell, inputs, gates, tanh_c, CellState(cotangent.c, cotangent.h + above)
     )
     backwards.append((grads, cell_grads))
   layer_grads, cell_grads = zip(*reversed(backwards), strict=True)
@@ -160,7 +168,7 @@ def _layer_bwd(weights, cell, x, gates, tanh_c, cotangent):
   # A product with ones, because XLA's CPU backend does not vectorise a sum along rows.
   ones = jnp.ones((z.shape[1], 1), z.dtype)
   grads = LayerWeights(z @ x.T, z @ cell.h.T, z @ ones)
-  return grads, weights.x.T @ z, Cell(0.5 * d * (1.0 + f), weights.h.T @ z)
+  return grads, weights.x.T @ z, CellState(0.5 * d * (1.0 + f), weights.h.T @ z)
 
 
 stack_step.defvjp(_stack_step_fwd, _stack_step_bwd)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from learned_opt.kernels.lstm import Cell, LayerWeights, stack_step
+from learned_opt.kernels.lstm import CellState, LayerWeights, stack_step
 
 # The side of the smallest operand of a product on tensor cores.
 _MIN_SIDE = 16
@@ -82,11 +82,11 @@ class _Activations(NamedTuple):
 def stack_step_pallas(
   layers: tuple[LayerWeights, ...],
   x: jax.Array,
-  cells: tuple[Cell, ...],
+  cells: tuple[CellState, ...],
   *,
   interpret: bool = False,
   tile: int | None = None,
-) -> tuple[Cell, ...]:
+) -> tuple[CellState, ...]:
   """`stack_step` as a kernel for NVIDIA GPUs; the gates never leave the chip.
 
   Differentiable once, in reverse mode, with respect to the weights and the cells; the inputs `x`
@@ -113,10 +113,10 @@ def stack_step_pallas(
 
   Example:
     >>> import jax.numpy as jnp
-    >>> from learned_opt.kernels.lstm import Cell, layer_weights
+    >>> from learned_opt.kernels.lstm import CellState, layer_weights
     >>> from learned_opt.kernels.lstm_pallas import stack_step_pallas
     >>> weights = layer_weights(jnp.ones((2 + 3, 12)), jnp.zeros(12), forget_bias=1.0)
-    >>> cells = (Cell(jnp.zeros((3, 7)), jnp.zeros((3, 7))),)
+    >>> cells = (CellState(jnp.zeros((3, 7)), jnp.zeros((3, 7))),)
     >>> stack_step_pallas((weights,), jnp.ones((2, 7)), cells, interpret=True)[0].h.shape
     (3, 7)
   """
@@ -127,8 +127,8 @@ def stack_step_pallas(
 
 
 def fused_stack_step(
-  layers: tuple[LayerWeights, ...], x: jax.Array, cells: tuple[Cell, ...]
-) -> tuple[Cell, ...]:
+  layers: tuple[LayerWeights, ...], x: jax.Array, cells: tuple[CellState, ...]
+) -> tuple[CellState, ...]:
   """`stack_step_pallas` on NVIDIA GPUs, `stack_step` on every other platform.
 
   The platform is that for which the program is compiled, which only then keeps the one form. The
@@ -151,10 +151,10 @@ def fused_stack_step(
 
   Example:
     >>> import jax.numpy as jnp
-    >>> from learned_opt.kernels.lstm import Cell, layer_weights
+    >>> from learned_opt.kernels.lstm import CellState, layer_weights
     >>> from learned_opt.kernels.lstm_pallas import fused_stack_step
     >>> weights = layer_weights(jnp.ones((2 + 3, 12)), jnp.zeros(12), forget_bias=1.0)
-    >>> cells = (Cell(jnp.zeros((3, 7)), jnp.zeros((3, 7))),)
+    >>> cells = (CellState(jnp.zeros((3, 7)), jnp.zeros((3, 7))),)
     >>> fused_stack_step((weights,), jnp.ones((2, 7)), cells)[0].h.shape
     (3, 7)
   """
@@ -398,7 +398,7 @@ def _add_to_sum(ref, gate: int, rows: int, columns: int, index, value: jax.Array
 
 def _layer(
   plan: _Plan, size: _Sizes, tile: _Tile, weights, x: jax.Array, cell
-) -> tuple[Cell, _Activations]:
+) -> tuple[CellState, _Activations]:
   # A product has operands of one dtype.
   operand = jnp.result_type(weights.h.dtype, cell.h.dtype, x.dtype)
   x = x.astype(operand)
@@ -416,7 +416,7 @@ def _layer(
   tanh_c = jnp.tanh(new_c)
   # Rounded as it is stored, so that the next layer sees what the plain form's sees.
   new_h = (0.5 * (1.0 + o) * tanh_c).astype(cell.h.dtype)
-  return Cell(new_c, new_h), _Activations(x, c, h, gates, tanh_c)
+  return CellState(new_c, new_h), _Activations(x, c, h, gates, tanh_c)
 
 
 def _dot(plan: _Plan, a: jax.Array, b: jax.Array) -> jax.Array:

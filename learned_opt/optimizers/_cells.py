@@ -8,19 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from learned_opt.kernels.lstm import CellState
 from learned_opt.optimizers._preprocessing import Preprocessing
-
-
-class CellState(NamedTuple):
-  """State of one LSTM layer.
-
-  Attributes:
-    c: the cells, ``[coordinates, hidden_size]``.
-    h: the outputs, ``[coordinates, hidden_size]``.
-  """
-
-  c: jax.Array
-  h: jax.Array
 
 
 class LSTMState(NamedTuple):

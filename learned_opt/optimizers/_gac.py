@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from learned_opt.optimizers._cells import CellState, LSTMCell
+from learned_opt.kernels.lstm import CellState
+from learned_opt.optimizers._cells import LSTMCell
 
 
 class GlobalAveragingLSTM(nn.Module):

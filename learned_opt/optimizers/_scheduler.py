@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learned_opt.optimizers._cells import CellState
+from learned_opt.kernels.lstm import CellState
 
 # Fractions of the training around which its progress is told apart.
 _FRACTIONS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)

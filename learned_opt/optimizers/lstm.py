@@ -17,9 +17,8 @@ from flax.core import FrozenDict
 
 from learned_opt import _blocks, _coordinates
 from learned_opt.base import CoordinatewiseRule, LearnedOptimizer, check_params
-from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
+from learned_opt.kernels.lstm import layer_weights, stack_step
 from learned_opt.optimizers._cells import (
-  CellState,
   LSTMCell,
   LSTMState,
   check_lstm_options,
@@ -27,9 +26,6 @@ from learned_opt.optimizers._cells import (
 )
 from learned_opt.optimizers._flat import flat_transformation
 from learned_opt.optimizers._preprocessing import LogAndSign, Preprocessing
-
-# Coordinates that an update takes at once: what it makes on the way stays in the cache.
-_UPDATE_BLOCK = 2048
 
 # The two of a pair.
 _KERNELS, _OTHERS = "kernels", "others"
@@ -84,7 +80,7 @@ def lstm(
     forget_bias: added to the forget gates when the network runs.
 
   Returns:
-    The architecture. Its transformations keep a state of two ``[coordinates, hidden_size]``
+    The architecture. Its transformations keep a state of two ``[hidden_size, coordinates]``
     arrays a layer in the dtype of the meta-params, compute in that dtype, and give updates of
     the params' dtypes.
 
@@ -103,7 +99,7 @@ def lstm(
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
     >>> updates, state = tx.update(params, tx.init(params), params)
     >>> updates["w"].shape, state.layers[0].h.shape
-    ((3, 2), (8, 20))
+    ((3, 2), (20, 8))
   """
   check_lstm_options(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
   return _lstm(num_layers, hidden_size, preprocessing, float(output_scale), float(forget_bias))
@@ -120,43 +116,37 @@ def _lstm(
 ) -> LearnedOptimizer:
   module = CoordinatewiseLSTM(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
 
-  def zero_state(shape: tuple[int, ...], dtype: np.dtype) -> LSTMState:
-    return LSTMState(zero_cells(num_layers, (*shape, hidden_size), dtype))
+  def zero_state(num_coordinates: tuple[int, ...], dtype: np.dtype) -> LSTMState:
+    return LSTMState(zero_cells(num_layers, (hidden_size, *num_coordinates), dtype))
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     return module.init(key, jnp.zeros(()), zero_state((), np.dtype(np.float32)))["params"]
 
   def plain_update(meta_params, grads, state: LSTMState):
-    return jax.vmap(functools.partial(module.apply, {"params": meta_params}))(grads, state)
-
-  def update_columns(meta_params, grads, state: LSTMState):
-    """The rule for a block of coordinates, with the state by rows as optax keeps it."""
-    cells = tuple(Cell(layer.c.T, layer.h.T) for layer in state.layers)
-    updates, cells = rule_update(meta_params, grads, cells)
-    return updates, LSTMState(tuple(CellState(cell.c.T, cell.h.T) for cell in cells))
-
-  update_rows = _blocks.in_blocks(update_columns, plain_update, _UPDATE_BLOCK)
-
-  def optimizer(meta_params):
-    dtype = jax.tree.leaves(meta_params)[0].dtype
-    return flat_transformation(
-      dtype,
-      init=lambda num_coordinates: zero_state((num_coordinates,), dtype),
-      update=functools.partial(update_rows, meta_params),
-      num_coordinates=lambda state: state.layers[0].h.shape[0],
-    )
+    rows = jax.tree.map(jnp.transpose, state)
+    updates, rows = jax.vmap(functools.partial(module.apply, {"params": meta_params}))(grads, rows)
+    return updates, jax.tree.map(jnp.transpose, rows)
 
   def rule_init(meta_params, num_coordinates):
-    dtype = jax.tree.leaves(meta_params)[0].dtype
-    zeros = functools.partial(jnp.zeros, (hidden_size, num_coordinates), dtype)
-    return tuple(Cell(zeros(), zeros()) for _ in range(num_layers))
+    return zero_state((num_coordinates,), jax.tree.leaves(meta_params)[0].dtype)
 
-  def rule_update(meta_params, grads, state):
+  def rule_update(meta_params, grads, state: LSTMState):
     gates = [meta_params[f"layer_{index}"]["gates"] for index in range(num_layers)]
     layers = tuple(layer_weights(g["kernel"], g["bias"], forget_bias) for g in gates)
-    state = stack_step(layers, jnp.moveaxis(preprocessing(grads), -1, 0), state)
+    cells = stack_step(layers, jnp.moveaxis(preprocessing(grads), -1, 0), state.layers)
     output = meta_params["output"]
-    return output_scale * ((output["kernel"].T @ state[-1].h)[0] + output["bias"]), state
+    updates = output_scale * ((output["kernel"].T @ cells[-1].h)[0] + output["bias"])
+    return updates, LSTMState(cells)
+
+  update_in_blocks = _blocks.in_blocks(rule_update, plain_update)
+
+  def optimizer(meta_params):
+    return flat_transformation(
+      jax.tree.leaves(meta_params)[0].dtype,
+      init=functools.partial(rule_init, meta_params),
+      update=functools.partial(update_in_blocks, meta_params),
+      num_coordinates=lambda state: state.layers[0].h.shape[-1],
+    )
 
   config = FrozenDict(
     num_layers=num_layers,

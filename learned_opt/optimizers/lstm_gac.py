@@ -61,7 +61,8 @@ def lstm_gac(
     forget_bias: added to the forget gates when the network runs.
 
   Returns:
-    The architecture; its transformations keep the state of `lstm`.
+    The architecture; its transformations keep two ``[coordinates, hidden_size]`` arrays a layer:
+    those of `lstm`, transposed.
 
   Raises:
     ValueError: if a size is out of its range or a factor is not finite.

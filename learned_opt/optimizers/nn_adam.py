@@ -12,7 +12,8 @@ import optax
 from flax.core import FrozenDict
 
 from learned_opt.base import LearnedOptimizer
-from learned_opt.optimizers._cells import CellState, LSTMCell, zero_cells
+from learned_opt.kernels.lstm import CellState
+from learned_opt.optimizers._cells import LSTMCell, zero_cells
 from learned_opt.optimizers._features import mix
 from learned_opt.optimizers._mlp import check_mlp_options
 from learned_opt.optimizers._tensors import tensorwise_transformation

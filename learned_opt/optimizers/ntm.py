@@ -25,7 +25,8 @@ import numpy as np
 from flax.core import FrozenDict
 
 from learned_opt.base import LearnedOptimizer
-from learned_opt.optimizers._cells import CellState, check_lstm_options, zero_cells
+from learned_opt.kernels.lstm import CellState
+from learned_opt.optimizers._cells import check_lstm_options, zero_cells
 from learned_opt.optimizers._flat import flat_transformation
 from learned_opt.optimizers._gac import GlobalAveragingLSTM, check_num_global
 from learned_opt.optimizers._preprocessing import Identity, Preprocessing

@@ -12,8 +12,8 @@ import optax
 from flax.core import FrozenDict
 
 from learned_opt.base import LearnedOptimizer
+from learned_opt.kernels.lstm import CellState
 from learned_opt.optimizers import _features, _scheduler
-from learned_opt.optimizers._cells import CellState
 from learned_opt.optimizers._mlp import apply_mlp, check_mlp_options, init_mlp
 from learned_opt.optimizers._tensors import (
   check_tensors,

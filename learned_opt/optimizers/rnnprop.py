@@ -13,15 +13,12 @@ from flax.core import FrozenDict
 
 from learned_opt import _blocks
 from learned_opt.base import CoordinatewiseRule, LearnedOptimizer
-from learned_opt.kernels.lstm import Cell, layer_weights, stack_step
-from learned_opt.optimizers._cells import CellState, LSTMCell, zero_cells
+from learned_opt.kernels.lstm import CellState, layer_weights, stack_step
+from learned_opt.optimizers._cells import LSTMCell, zero_cells
 from learned_opt.optimizers._flat import flat_transformation
 
 _FORGET_BIAS = 1.0
 _EPSILON = 1e-8
-
-# Coordinates that an update takes at once: what it makes on the way stays in the cache.
-_UPDATE_BLOCK = 2048
 
 
 class RNNpropState(NamedTuple):
@@ -31,7 +28,7 @@ class RNNpropState(NamedTuple):
     mean: running mean of the gradients, ``[coordinates]``, before the correction of its bias.
     root: the square root of that of their squares, which overflows no sooner than a gradient.
     weight: sum of the weights in both, ``[coordinates]``, which corrects the bias: 1 - beta^t.
-    layers: one `CellState` an LSTM layer.
+    layers: one `CellState` an LSTM layer, of ``[hidden_size, coordinates]`` arrays.
   """
 
   mean: jax.Array
@@ -137,9 +134,9 @@ def _rnnprop(
 ) -> LearnedOptimizer:
   module = CoordinatewiseRNNprop(num_layers, hidden_size, decay, output_scale)
 
-  def zero_state(shape: tuple[int, ...], dtype: np.dtype) -> RNNpropState:
-    zeros = functools.partial(jnp.zeros, shape, dtype)
-    layers = zero_cells(num_layers, (*shape, hidden_size), dtype)
+  def zero_state(num_coordinates: tuple[int, ...], dtype: np.dtype) -> RNNpropState:
+    zeros = functools.partial(jnp.zeros, num_coordinates, dtype)
+    layers = zero_cells(num_layers, (hidden_size, *num_coordinates), dtype)
     return RNNpropState(zeros(), zeros(), zeros(), layers)
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
@@ -148,31 +145,12 @@ def _rnnprop(
     ]
 
   def plain_update(meta_params, grads, state: RNNpropState):
-    return jax.vmap(functools.partial(module.apply, {"params": meta_params}))(grads, state)
-
-  def transpose(state: RNNpropState, layer_type) -> RNNpropState:
-    layers = tuple(layer_type(layer.c.T, layer.h.T) for layer in state.layers)
-    return state._replace(layers=layers)
-
-  def update_columns(meta_params, grads, state: RNNpropState):
-    """The rule for a block of coordinates, with the state by rows as optax keeps it."""
-    updates, state = rule_update(meta_params, grads, transpose(state, Cell))
-    return updates, transpose(state, CellState)
-
-  update_rows = _blocks.in_blocks(update_columns, plain_update, _UPDATE_BLOCK)
-
-  def optimizer(meta_params):
-    dtype = jax.tree.leaves(meta_params)[0].dtype
-    return flat_transformation(
-      dtype,
-      init=lambda num_coordinates: zero_state((num_coordinates,), dtype),
-      update=functools.partial(update_rows, meta_params),
-      num_coordinates=lambda state: state.mean.shape[0],
-    )
+    rows = jax.tree.map(jnp.transpose, state)
+    updates, rows = jax.vmap(functools.partial(module.apply, {"params": meta_params}))(grads, rows)
+    return updates, jax.tree.map(jnp.transpose, rows)
 
   def rule_init(meta_params, num_coordinates):
-    dtype = jax.tree.leaves(meta_params)[0].dtype
-    return transpose(zero_state((num_coordinates,), dtype), Cell)
+    return zero_state((num_coordinates,), jax.tree.leaves(meta_params)[0].dtype)
 
   def rule_update(meta_params, grads, state: RNNpropState):
     features, state = _features(grads, state, decay)
@@ -183,6 +161,16 @@ def _rnnprop(
     cells = stack_step(layers, x, state.layers)
     z = (output["kernel"].T @ cells[-1].h)[0] + output["bias"]
     return -output_scale * jnp.tanh(z), state._replace(layers=cells)
+
+  update_in_blocks = _blocks.in_blocks(rule_update, plain_update)
+
+  def optimizer(meta_params):
+    return flat_transformation(
+      jax.tree.leaves(meta_params)[0].dtype,
+      init=functools.partial(rule_init, meta_params),
+      update=functools.partial(update_in_blocks, meta_params),
+      num_coordinates=lambda state: state.mean.shape[0],
+    )
 
   config = FrozenDict(
     num_layers=num_layers, hidden_size=hidden_size, decay=decay, output_scale=output_scale

@@ -11,8 +11,8 @@ import optax
 from flax.core import FrozenDict
 
 from learned_opt.base import LearnedOptimizer
+from learned_opt.kernels.lstm import CellState
 from learned_opt.optimizers import _features, _scheduler, _velo_rule
-from learned_opt.optimizers._cells import CellState
 from learned_opt.optimizers._mlp import check_mlp_options
 from learned_opt.optimizers._tensors import (
   check_tensors,
