@@ -92,6 +92,7 @@ def estimates_in_one_block():
 def test_layout_does_not_matter(block, updated, history_bytes, segment, monkeypatch, x64):
   whole = estimates_in_one_block()
   monkeypatch.setattr(_replay, "_block_size", lambda bytes_per_coordinate: block)
+  monkeypatch.setattr(_replay, "_UNBLOCKED", updated)
   monkeypatch.setattr(_blocks, "LANES", 1)
   monkeypatch.setattr(_blocks, "_BLOCK", updated)
   monkeypatch.setattr(_replay, "_HISTORY_BYTES", history_bytes)

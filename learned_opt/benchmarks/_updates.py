@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -39,8 +40,11 @@ def _default(lstm: LearnedOptimizer, meta_params: chex.ArrayTree) -> optax.Gradi
 
 
 def _plain(lstm: LearnedOptimizer, meta_params: chex.ArrayTree) -> optax.GradientTransformation:
-  """The Flax module of one coordinate under `vmap`, as XLA lowers it."""
+  """The Flax module of one coordinate under `vmap`, as XLA lowers it, with a row a coordinate."""
   module: Any = CoordinatewiseLSTM(**lstm.config)  # pyright: ignore[reportCallIssue]
+
+  def init(params):
+    return jax.tree.map(jnp.transpose, lstm.optimizer(meta_params).init(params))
 
   def update(updates, state: Any, params=None):
     h = state.layers[0].h
@@ -49,7 +53,7 @@ def _plain(lstm: LearnedOptimizer, meta_params: chex.ArrayTree) -> optax.Gradien
     flat, state = step(grads, state)
     return _coordinates.unflatten(flat, updates, params), state
 
-  return optax.GradientTransformation(lstm.optimizer(meta_params).init, update)
+  return optax.GradientTransformation(init, update)
 
 
 # The reference first.

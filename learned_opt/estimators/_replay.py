@@ -50,8 +50,11 @@ _HISTORY_BYTES = 2**28
 
 # Bytes of optimizer states that the replay of a block keeps at once. On a CPU, what stays in the
 # cache of a core; `learned-opt bench meta-gradient` measures it. Accelerators want large blocks.
-_KEPT_BYTES = 2**22
+_KEPT_BYTES = 2**21
 _KEPT_BYTES_ON_ACCELERATORS = 2**30
+
+# Coordinates of a shard that are updated at once: to keep the states of blocks takes copies.
+_UNBLOCKED = 2**13
 
 
 class _Record(NamedTuple):
@@ -252,7 +255,9 @@ def _run(
     losses, grads = jax.vmap(function)(devices.share(vectors))
     return losses, grads.reshape(-1)
 
-  update = jax.vmap(functools.partial(_blocks.blockwise, rule.update, meta_params))
+  in_blocks = layout.num_blocks * layout.block_size > _UNBLOCKED
+  function = functools.partial(_blocks.blockwise, rule.update) if in_blocks else rule.update
+  update = jax.vmap(functools.partial(function, meta_params))
 
   def body(state: InnerState, _) -> tuple[InnerState, _Record]:
     vectors = state._replace(opt_state=())
