@@ -223,8 +223,8 @@ def main(
   """Meta-trains an LSTM on neural style and compares it with tuned baselines.
 
   Args:
-    size: how much work to do: smoke takes seconds and needs no files, cpu takes about an hour on 2
-      cores; paper is for an accelerator.
+    size: how much work to do: smoke takes seconds and needs no files, cpu takes about three
+      hours on 2 busy cores; paper is for an accelerator.
     vgg: the weights of VGG16, an .npz file.
     contents: the folder of the photos.
     styles: the folder of the paintings.

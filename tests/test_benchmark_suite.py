@@ -172,7 +172,7 @@ SHIPPED = sorted(path.stem for path in _baselines.package_folder("cpu").glob("*.
 
 def test_some_baselines_are_shipped():
   assert set(SHIPPED) <= set(TASKS)
-  assert len(SHIPPED) >= 11
+  assert len(SHIPPED) >= 14
 
 
 @pytest.mark.parametrize("name", SHIPPED)
