@@ -308,7 +308,8 @@ def test_the_optax_form_equals_the_meta_training_form(case, tmp_path):
   # XLA rounds differently where the weights are constants of the program instead of arguments.
   np.testing.assert_allclose(optax_form, meta_training_form(meta_params, start), rtol=5e-6)
   same_constants = jax.jit(lambda start: unroll(optimizee, tx, start, num_steps)[1].losses)(start)
-  np.testing.assert_array_equal(optax_form, same_constants)
+  # A loop and a single step are two programs still, which may contract products and sums apart.
+  np.testing.assert_array_max_ulp(optax_form, same_constants, maxulp=2)
 
 
 TRAJECTORY = """

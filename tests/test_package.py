@@ -37,7 +37,10 @@ ARROWS = {
   "optimizees": {"base"},
   "datasets": {"base"},
   "families": {"base"},
-  "estimators": {"base", "devices", "families", "unroll", "meta_losses", "_coordinates"},
+  "estimators": {
+    *("base", "devices", "families", "unroll", "meta_losses"),
+    *("_blocks", "_coordinates"),
+  },
   "_outer_loop": {"base", "devices", "families", "unroll"},
   "meta_train": {"base", "devices", "families", "_outer_loop", "estimators"},
   "population": {"base", "devices", "families", "_outer_loop", "meta_train"},
