@@ -308,8 +308,9 @@ def test_the_optax_form_equals_the_meta_training_form(case, tmp_path):
   # XLA rounds differently where the weights are constants of the program instead of arguments.
   np.testing.assert_allclose(optax_form, meta_training_form(meta_params, start), rtol=5e-6)
   same_constants = jax.jit(lambda start: unroll(optimizee, tx, start, num_steps)[1].losses)(start)
-  # A loop and a single step are two programs still, which may contract products and sums apart.
-  np.testing.assert_array_max_ulp(optax_form, same_constants, maxulp=2)
+  # A loop and a single step are two programs still: of RNNprop, XLA rounds the last bit apart.
+  maxulp = 2 if architecture.name == "rnnprop" else 0
+  np.testing.assert_array_max_ulp(optax_form, same_constants, maxulp=maxulp)
 
 
 TRAJECTORY = """

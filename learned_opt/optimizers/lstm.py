@@ -116,8 +116,8 @@ def _lstm(
 ) -> LearnedOptimizer:
   module = CoordinatewiseLSTM(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
 
-  def zero_state(num_coordinates: tuple[int, ...], dtype: np.dtype) -> LSTMState:
-    return LSTMState(zero_cells(num_layers, (hidden_size, *num_coordinates), dtype))
+  def zero_state(coordinates: tuple[int, ...], dtype: np.dtype) -> LSTMState:
+    return LSTMState(zero_cells(num_layers, (hidden_size, *coordinates), dtype))
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     return module.init(key, jnp.zeros(()), zero_state((), np.dtype(np.float32)))["params"]

@@ -134,9 +134,9 @@ def _rnnprop(
 ) -> LearnedOptimizer:
   module = CoordinatewiseRNNprop(num_layers, hidden_size, decay, output_scale)
 
-  def zero_state(num_coordinates: tuple[int, ...], dtype: np.dtype) -> RNNpropState:
-    zeros = functools.partial(jnp.zeros, num_coordinates, dtype)
-    layers = zero_cells(num_layers, (hidden_size, *num_coordinates), dtype)
+  def zero_state(coordinates: tuple[int, ...], dtype: np.dtype) -> RNNpropState:
+    zeros = functools.partial(jnp.zeros, coordinates, dtype)
+    layers = zero_cells(num_layers, (hidden_size, *coordinates), dtype)
     return RNNpropState(zeros(), zeros(), zeros(), layers)
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
