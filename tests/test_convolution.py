@@ -1,5 +1,7 @@
 """The convolution of the optimizees against XLA's own, as flax calls it."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from learned_opt.optimizees._convolution import Conv, convolve
+from learned_opt.optimizees._convolution import Conv, convolve, max_pool
 
 
 def _xla(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -71,3 +73,15 @@ def test_the_layer_is_flaxs():
   np.testing.assert_allclose(
     ours.apply(variables, x), theirs.apply(variables, x), rtol=2e-5, atol=1e-6
   )
+
+
+@pytest.mark.parametrize("size", [(6, 4), (7, 4), (1, 5)])
+def test_max_pool_is_flaxs_with_its_gradient(size):
+  with jax.enable_x64(True):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3), jnp.float64)
+    pooled, pull = jax.vjp(jax.jit(max_pool), x)
+    flaxs = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2), padding="SAME")
+    expected, pull_expected = jax.vjp(flaxs, x)
+    chex.assert_trees_all_equal(pooled, expected)
+    cotangent = jax.random.normal(jax.random.key(1), pooled.shape, jnp.float64)
+    chex.assert_trees_all_equal(pull(cotangent), pull_expected(cotangent))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.optimizees._classification import Split, classifier
-from learned_opt.optimizees._convolution import Conv
+from learned_opt.optimizees._convolution import Conv, max_pool
 from learned_opt.optimizees._networks import as_float, check_initial_scale, initializers
 
 # That of Sonnet 1, in which the paper's networks are written.
@@ -45,8 +45,8 @@ class ConvNet(nn.Module):
     x = images.astype(jnp.float32) / 255.0
     for index, channels in enumerate(self.channels):
       conv = Conv(channels, (5, 5), **inits, name=f"conv_{index}")
-      x = nn.relu(BatchNorm(self.initial_scale, name=f"conv_norm_{index}")(conv(x)))
-      x = nn.max_pool(x, (2, 2), strides=(2, 2), padding="SAME")
+      norm = BatchNorm(self.initial_scale, name=f"conv_norm_{index}")
+      x = nn.relu(max_pool(norm(conv(x))))
     hidden = nn.Dense(self.hidden_size, **inits, name="hidden")
     x = hidden(x.reshape(x.shape[0], -1))
     x = nn.relu(BatchNorm(self.initial_scale, name="hidden_norm")(x))
