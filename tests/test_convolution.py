@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from learned_opt import base, datasets, optimizees
 from learned_opt.optimizees._convolution import Conv, convolve, max_pool
 
 
@@ -85,3 +86,8 @@ def test_max_pool_is_flaxs_with_its_gradient(size):
     chex.assert_trees_all_equal(pooled, expected)
     cotangent = jax.random.normal(jax.random.key(1), pooled.shape, jnp.float64)
     chex.assert_trees_all_equal(pull(cotangent), pull_expected(cotangent))
+
+
+def test_max_pool_has_a_gradient_where_its_argument_is_computed_twice(key):
+  # As XLA does without optimizations, with roundings of its own.
+  base.check_optimizee(optimizees.conv_classifier(datasets.load("digits")), key)

@@ -1,5 +1,7 @@
 """Families of problems: one program, the mean of the estimates, and a whole meta-training."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -84,6 +86,35 @@ def test_an_estimate_is_the_mean_of_the_members_estimates(key):
   chex.assert_trees_all_close(
     state[1].problems.params[0], alone[1][1].problems.params, rtol=1e-4, atol=1e-6
   )
+
+
+def test_longer_estimates_of_a_family_are_scaled_down(key):
+  estimator = truncated()
+  together = families(*quick())
+
+  def estimate(estimator, together):
+    state = estimator.init(together, LSTM, PHI, key)
+    return estimator.estimate(together, LSTM, PHI, state, key)[0]
+
+  @jax.jit
+  def each(together):
+    keys = [jax.random.fold_in(key, index) for index in range(len(together))]
+    alone = []
+    for one, own in zip(members(together), keys, strict=True):
+      state = estimator.init(one, LSTM, PHI, own)
+      alone.append(estimator.estimate(one, LSTM, PHI, state, own)[0])
+    return alone
+
+  alone = each(together)
+  norms = np.array([optax.tree.norm(one) for one in alone])
+  bound = float(np.median(norms))
+  assert norms.min() < bound < norms.max()
+  bounded = jax.jit(functools.partial(estimate, estimators.over_families(estimator, bound)))
+  factors = np.minimum(1.0, bound / norms)
+  expected = jax.tree.map(
+    lambda *leaves: sum(f * leaf for f, leaf in zip(factors, leaves, strict=True)) / 3, *alone
+  )
+  chex.assert_trees_all_close(bounded(together), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_family_that_diverges_is_left_out_and_counted(key):
@@ -178,6 +209,9 @@ def test_what_is_no_family_is_refused(key):
     families(bowl(), 3)
   with pytest.raises(TypeError, match="must be a MetaGradientEstimator, got Families"):
     estimators.over_families(families(bowl()))
+  for wrong in (0, -1.0, float("nan"), float("inf")):
+    with pytest.raises(ValueError, match=f"max_norm must be positive and finite.* got {wrong}"):
+      estimators.over_families(truncated(), wrong)
   estimator = estimators.over_families(mixture(*[estimators.truncated_backprop(2, 4)] * 2, 0.5))
   with pytest.raises(TypeError, match=r"needs learned_opt.families.families.* got Optimizee"):
     estimator.init(bowl(), LSTM, PHI, key)

@@ -1,7 +1,9 @@
 """One estimator on several families of problems at once."""
 
+import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,20 +13,27 @@ from learned_opt.estimators import _paths
 from learned_opt.families import Families, map_groups
 
 
-def over_families(estimator: MetaGradientEstimator) -> MetaGradientEstimator:
+def over_families(
+  estimator: MetaGradientEstimator, max_norm: float | None = None
+) -> MetaGradientEstimator:
   """The mean of an estimator's estimates on each family of problems.
 
   Each family has problems, noise and an estimator state of its own, so that an estimate is as
   unbiased as the estimator; its variance is that of the mean. Families of equal structure run in
   one `vmap` (see `learned_opt.families`). A family all of whose problems diverged is left out. As
   losses of different families have different scales, `meta_losses.mean_log`, whose gradient does
-  not depend on them, or an estimator that takes signs gives them equal weight.
+  not depend on them, or an estimator that takes signs gives them equal weight. Backpropagation
+  through long unrolls may explode in one family and not in the others: its estimate is then all
+  that the mean contains, unless `max_norm` bounds it.
 
   `Info` is the mean over families: of meta-losses and losses over those that did not diverge as a
   whole; numbers of problems are sums.
 
   Args:
     estimator: any.
+    max_norm: longer estimates of a family are scaled down to this norm, before the mean is taken;
+      with a norm below those of all of them, each family has the same say. None means that none
+      is; bounded estimates have a bias.
 
   Returns:
     The estimator; its `estimate` takes `Families`, whose every member gets as many problems as
@@ -32,6 +41,7 @@ def over_families(estimator: MetaGradientEstimator) -> MetaGradientEstimator:
 
   Raises:
     TypeError: if `estimator` is none; from `init`, if it is given a single optimizee.
+    ValueError: if `max_norm` is not positive and finite.
 
   Example:
     >>> import jax
@@ -49,6 +59,8 @@ def over_families(estimator: MetaGradientEstimator) -> MetaGradientEstimator:
   """
   if not isinstance(estimator, MetaGradientEstimator):
     raise TypeError(f"estimator must be a MetaGradientEstimator, got {type(estimator).__name__}")
+  if max_norm is not None and not (math.isfinite(max_norm) and max_norm > 0):
+    raise ValueError(f"max_norm must be positive and finite, or None, got {max_norm}")
 
   def init(families: Any, learned_optimizer, meta_params, key) -> tuple[Any, ...]:
     _check_families(families)
@@ -66,11 +78,18 @@ def over_families(estimator: MetaGradientEstimator) -> MetaGradientEstimator:
 
     grads, states, infos = zip(*map_groups(estimate_one, families, key, state), strict=True)
     grads, info = _concatenate(grads), _concatenate(infos)
+    if max_norm is not None:
+      grads = jax.vmap(lambda one: _clip(one, max_norm))(grads)
     alive = jnp.isfinite(info.meta_loss)
     meta_grads = jax.tree.map(lambda leaf: _paths.mean_where(alive, leaf, if_none=0.0), grads)
     return meta_grads, states, _mean_info(info, alive, optax.tree.norm(meta_grads))
 
   return MetaGradientEstimator(init, estimate, estimator.horizon)
+
+
+def _clip(meta_grads: chex.ArrayTree, max_norm: float) -> chex.ArrayTree:
+  scale = jnp.minimum(1.0, max_norm / optax.tree.norm(meta_grads))
+  return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), meta_grads)
 
 
 def _mean_info(info: Info, alive: jax.Array, meta_grad_norm: jax.Array) -> Info:
