@@ -196,6 +196,8 @@ def main(
   out: pathlib.Path | None = None,
   seed: int = 0,
   resume: bool = False,
+  optimizer: str | None = None,
+  problems: tuple[str, ...] = (),
 ) -> None:
   """Meta-trains RNNprop on a small MNIST network and takes it to other problems.
 
@@ -205,11 +207,20 @@ def main(
     out: the folder of the run; by default runs/rnnprop-SIZE-SEED.
     seed: of everything random.
     resume: continue the run in that folder, and take from it what is finished.
+    optimizer: name or folder of a saved optimizer to take there; nothing is trained then.
+    problems: names of the comparisons, such as sines or 10000-steps; without any, all.
   """
+  plan = {one.name: one for one in comparisons(size, seed)}
+  unknown = set(problems) - set(plan)
+  if unknown:
+    raise SystemExit(f"unknown problems {sorted(unknown)}: there are {', '.join(plan)}")
   devices.use_cores()
   folder = out or pathlib.Path("runs") / f"rnnprop-{size}-{seed}"
-  run = cli.run_recipe(recipe(size, seed), folder, resume=resume)
-  cli.compare(comparisons(size, seed), {"rnnprop": run.out / "optimizer"}, folder, resume=resume)
+  if optimizer is None:
+    run = cli.run_recipe(recipe(size, seed), folder, resume=resume)
+    optimizer = str(run.out / "optimizer")
+  chosen = [plan[name] for name in problems or plan]
+  cli.compare(chosen, {"rnnprop": optimizer}, folder, resume=resume)
 
 
 if __name__ == "__main__":

@@ -50,3 +50,13 @@ def test_docstring_gives_command_and_expected_number(path):
 def test_has_a_row(path):
   rows = (FOLDER / "README.md").read_text().splitlines()
   assert any(f"python experiments/{path.name}" in row for row in rows if row.startswith("|"))
+
+
+def test_rnnprop_takes_a_saved_optimizer_to_chosen_problems(tmp_path):
+  rnnprop = import_file(FOLDER / "rnnprop.py")
+  with pytest.raises(SystemExit, match=r"unknown problems \['rely'\]: there are relu"):
+    rnnprop.main(size="smoke", out=tmp_path / "typo", problems=("rely",))
+  assert not (tmp_path / "typo").exists()
+  rnnprop.main(size="smoke", out=tmp_path, optimizer="rnnprop-mnist", problems=("relu",))
+  assert [path.name for path in tmp_path.iterdir()] == ["relu"]
+  assert (tmp_path / "relu" / "evaluation.json").is_file()
