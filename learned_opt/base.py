@@ -199,6 +199,20 @@ class CoordinatewiseRule(NamedTuple):
   update: Callable[[chex.ArrayTree, jax.Array, Any], tuple[jax.Array, Any]]
 
 
+class PartitionedRule(NamedTuple):
+  """A purely coordinatewise optimizer for each group of tensors, such as one for kernels.
+
+  What a `LearnedOptimizer` declares whose meta-params are a dict with those of each group.
+
+  Attributes:
+    rules: by the names of the groups, which are the keys of the meta-params.
+    group_of: ``tensor -> name``, where the tensor may be nothing but its shape and dtype.
+  """
+
+  rules: FrozenDict[str, CoordinatewiseRule]
+  group_of: Callable[[Any], str]
+
+
 class LearnedOptimizer(NamedTuple):
   """A learned-optimizer architecture: m_phi of the paper, before its weights are known.
 
@@ -210,15 +224,15 @@ class LearnedOptimizer(NamedTuple):
       its architecture again; None for architectures that are not part of the library.
     config: the factory's arguments; values are numbers, strings, or dataclasses of them. It must
       be hashable, as a learned optimizer is a static argument of jitted functions.
-    coordinatewise: the same optimizer as a `CoordinatewiseRule`, None if it is not one or has no
-      such form.
+    coordinatewise: the same optimizer as a `CoordinatewiseRule`, or as one for each group of
+      tensors; None if it has no such form.
   """
 
   init: Callable[[chex.PRNGKey], chex.ArrayTree]
   optimizer: Callable[[chex.ArrayTree], optax.GradientTransformationExtraArgs]
   name: str | None = None
   config: FrozenDict[str, Any] | None = None
-  coordinatewise: CoordinatewiseRule | None = None
+  coordinatewise: CoordinatewiseRule | PartitionedRule | None = None
 
 
 class InnerState(NamedTuple):

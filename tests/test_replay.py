@@ -12,7 +12,7 @@ import pytest
 from cases import bowl, images, meta_params_of, tiny_lstm
 
 import learned_opt
-from learned_opt import _blocks, estimators, meta_losses, optimizees
+from learned_opt import _blocks, estimators, meta_losses, optimizees, optimizers
 from learned_opt.estimators import _replay
 
 META_LOSSES = {
@@ -76,6 +76,56 @@ def test_equals_autodiff_on_a_tree_of_tensors_with_minibatches():
     scale = float(plain_info.meta_grad_norm)
     chex.assert_trees_all_close(plain_grads, fast_grads, rtol=1e-4, atol=1e-4 * scale)
     chex.assert_trees_all_close(plain_info, fast_info, rtol=1e-4)
+
+
+def two_tensors():
+  """A matrix and a vector, each under its own rule of a pair whose kernels have rank two."""
+
+  def init(key, data):
+    del data
+    return {"kernel": jax.random.normal(key, (3, 2)), "bias": jnp.full((2,), 0.5)}, ()
+
+  def loss(params, constants, data, key):
+    del constants, data
+    batch = jax.random.normal(key, (5, 3), params["kernel"].dtype)
+    return jnp.mean((jnp.tanh(batch @ params["kernel"]) + params["bias"][None] - batch[:, :2]) ** 2)
+
+  return learned_opt.Optimizee(init, loss)
+
+
+def as_pair(kernel_rank):
+  def wrap(architecture):
+    del architecture
+    return optimizers.lstm_pair(1, 4, kernel_rank=kernel_rank)
+
+  return wrap
+
+
+@pytest.mark.parametrize(("outer", "kernel_rank"), [(False, 2), (True, 1), (False, 4)])
+def test_a_pair_equals_autodiff_in_float64(outer, kernel_rank, x64):
+  optimizee = with_outer_loss_of_trees(two_tensors()) if outer else two_tensors()
+  wrap = as_pair(kernel_rank)
+  options = {
+    "meta_batch_size": 3,
+    "wrap": wrap,
+    "meta_params": meta_params_of(wrap(None), dtype=np.float64),
+  }
+  plain = estimates("autodiff", optimizee, meta_losses.mean, **options)
+  fast = estimates("auto", optimizee, meta_losses.mean, **options)
+  chex.assert_trees_all_close(plain, fast, rtol=1e-10, atol=1e-10)
+  norms = {name: float(optax.tree.norm(one)) for name, one in fast[0][0].items()}
+  # No tensor has rank 4: all are updated by the other rule.
+  assert norms["others"] > 1e-3
+  assert (norms["kernels"] > 1e-3) == (kernel_rank < 4)
+
+
+def test_a_group_needs_a_rule(key):
+  pair = optimizers.lstm_pair(1, 4)
+  rules = pair.coordinatewise._replace(group_of=lambda leaf: "biases")
+  estimator = estimators.truncated_backprop(2, 4)
+  expected = r"must return one of kernels, others, got 'biases' for a tensor of shape \(2,\)"
+  with pytest.raises(ValueError, match=expected):
+    estimator.init(two_tensors(), pair._replace(coordinatewise=rules), meta_params_of(pair), key)
 
 
 @functools.cache
@@ -198,12 +248,12 @@ def test_replay_refuses_what_it_cannot_do():
 
 
 @functools.cache
-def sampled_estimates(num_samples, coordinates):
+def sampled_estimates(num_samples, coordinates, pair=False):
   """Estimates of the second truncation of the same two problems."""
   optimizee = with_outer_loss_of_trees(
     optimizees.mlp_classifier(images(), (3,), batch_size=4, initial_scale=0.5)
   )
-  architecture = tiny_lstm()
+  architecture = optimizers.lstm_pair(1, 4, kernel_rank=2) if pair else tiny_lstm()
   meta_params = meta_params_of(architecture, dtype=np.float64)
   estimator = estimators.truncated_backprop(
     2, 4, 2, meta_losses.mean_log, replayed_coordinates=coordinates
@@ -219,8 +269,8 @@ def sampled_estimates(num_samples, coordinates):
   return run(jax.random.split(jax.random.key(3), num_samples))
 
 
-def estimate_from_all_coordinates():
-  return jax.tree.map(lambda leaf: leaf[0], sampled_estimates(1, coordinates=None))
+def estimate_from_all_coordinates(**options):
+  return jax.tree.map(lambda leaf: leaf[0], sampled_estimates(1, coordinates=None, **options))
 
 
 def with_outer_loss_of_trees(optimizee):
@@ -230,8 +280,14 @@ def with_outer_loss_of_trees(optimizee):
   return dataclasses.replace(optimizee, outer_loss=outer_loss)
 
 
-def test_a_sample_of_coordinates_is_unbiased(x64):
-  samples, everything = sampled_estimates(1000, coordinates=5), estimate_from_all_coordinates()
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_sample_of_coordinates_is_unbiased(pair, x64):
+  samples = sampled_estimates(1000, coordinates=5, pair=pair)
+  everything = estimate_from_all_coordinates(pair=pair)
+  if pair:  # Both biases have fewer coordinates than a sample.
+    exact = jax.tree.map(lambda leaf: leaf[0], samples["others"])
+    chex.assert_trees_all_close(exact, everything["others"], rtol=1e-5, atol=1e-9)
+    samples, everything = samples["kernels"], everything["kernels"]
   for drawn, exact in zip(jax.tree.leaves(samples), jax.tree.leaves(everything), strict=True):
     standard_error = drawn.std(axis=0) / np.sqrt(len(drawn))
     assert float(jnp.min(standard_error)) > 0.0

@@ -28,7 +28,8 @@ Equal to `learned_opt.estimators._autodiff`, to rounding, for float32 params.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -39,6 +40,13 @@ import optax
 from learned_opt import _blocks, _coordinates, devices
 from learned_opt.base import CoordinatewiseRule, InnerState, MetaLoss, Optimizee, Trajectory
 from learned_opt.estimators import _paths
+from learned_opt.estimators._groups import (
+  Group,
+  concatenate,
+  groups_of,
+  join_meta_grads,
+  unflatten,
+)
 from learned_opt.unroll import init_inner_state, outer_loss_key, step_key
 
 # Steps whose states the replay of a block keeps at once.
@@ -57,23 +65,33 @@ _KEPT_BYTES_ON_ACCELERATORS = 2**30
 _UNBLOCKED = 2**13
 
 
-class _Record(NamedTuple):
-  """What the forward pass keeps of one inner step, for all problems.
+class _Kept(NamedTuple):
+  """What the forward pass keeps of one inner step for one group of tensors of all problems.
 
   Attributes:
-    losses: ``[problems]``, at theta_t.
     grads: ``[shards, coordinates]``, at theta_t.
-    outer_losses: ``[problems]``, at theta_{t+1}; None without an outer loss.
     outer_grads: ``[shards, coordinates]``, at theta_{t+1}; None without an outer loss.
     opt_state: the optimizer's state at theta_t, ``[shards, ..., coordinates]`` leaves; None if it
       is to be computed again.
   """
 
-  losses: jax.Array
   grads: jax.Array
-  outer_losses: jax.Array | None = None
   outer_grads: jax.Array | None = None
   opt_state: chex.ArrayTree | None = None
+
+
+class _Record(NamedTuple):
+  """What the forward pass keeps of one inner step, for all problems.
+
+  Attributes:
+    losses: ``[problems]``, at theta_t.
+    kept: for each group of tensors.
+    outer_losses: ``[problems]``, at theta_{t+1}; None without an outer loss.
+  """
+
+  losses: jax.Array
+  kept: tuple[_Kept, ...]
+  outer_losses: jax.Array | None = None
 
 
 class _Layout(NamedTuple):
@@ -133,13 +151,27 @@ class _Replayed(NamedTuple):
     return self.layout.split(leaf)
 
 
+class _Plan(NamedTuple):
+  """How one group of tensors is updated and replayed.
+
+  Attributes:
+    group: the tensors and their rule.
+    layout: of all of their coordinates.
+    replayed: those that are replayed.
+  """
+
+  group: Group
+  layout: _Layout
+  replayed: _Replayed
+
+
 def replay_path(
   unroll_length: int, meta_loss: MetaLoss, sample_size: int | None = None
 ) -> _paths.Path:
-  """For learned optimizers that declare a `CoordinatewiseRule`; first order only.
+  """For learned optimizers that declare a `CoordinatewiseRule`, or several; first order only.
 
-  The optimizer state of the batch of problems is that of one long vector of coordinates, problem
-  after problem.
+  The optimizer state of the batch of problems has, for each group of tensors that has a rule of its
+  own, that of one long vector of coordinates, problem after problem.
 
   Args:
     unroll_length: U.
@@ -149,35 +181,31 @@ def replay_path(
 
   def draw(optimizee, learned_optimizer, meta_params, keys) -> InnerState:
     problems = jax.vmap(lambda key: init_inner_state(optimizee, optax.identity(), key))(keys)
-    num_coordinates = _coordinates.count(problems.params)
+    groups = groups_of(learned_optimizer.coordinatewise, problems.params)
     return problems._replace(
-      opt_state=learned_optimizer.coordinatewise.init(meta_params, num_coordinates)
+      opt_state=tuple(
+        group.rule.init(group.own(meta_params), _coordinates.count(group.select(problems.params)))
+        for group in groups
+      )
     )
 
   def choose(condition, on_true: InnerState, on_false: InnerState) -> InnerState:
-    per_problem = _coordinates.count(on_true.params) // condition.shape[0]
-    by_coordinate = jnp.repeat(condition, per_problem)
-    opt_state = jax.tree.map(
-      functools.partial(jnp.where, by_coordinate), on_true.opt_state, on_false.opt_state
-    )
+    def choose_coordinates(on_true: jax.Array, on_false: jax.Array) -> jax.Array:
+      by_coordinate = jnp.repeat(condition, on_true.shape[-1] // condition.shape[0])
+      return jnp.where(by_coordinate, on_true, on_false)
+
+    opt_state = jax.tree.map(choose_coordinates, on_true.opt_state, on_false.opt_state)
     chosen = _paths.where(
       condition, on_true._replace(opt_state=()), on_false._replace(opt_state=())
     )
     return chosen._replace(opt_state=opt_state)
 
   def gradient(optimizee, learned_optimizer, meta_params, problems, key) -> _paths.SegmentGradient:
-    rule = learned_optimizer.coordinatewise
-    layout_of = functools.partial(_layout, rule, meta_params, unroll_length)
-    layout = layout_of(_coordinates.count(problems.params))
-    replayed = _Replayed(layout)
-    if sample_size is not None and _largest_tensor(problems.params) > sample_size:
-      indices, counts = _sample(key, problems.params, sample_size)
-      layout = layout._replace(keeps_states=False)
-      replayed = _Replayed(layout_of(indices.size)._replace(keeps_states=False), indices, counts)
-    start = jax.tree.map(layout.split, problems.opt_state)
-    end, records, last = _run(
-      optimizee, rule, meta_params, problems, start, layout, replayed, unroll_length
-    )
+    plans = [
+      _plan(group, meta_params, problems.params, unroll_length, sample_size, key)
+      for group in groups_of(learned_optimizer.coordinatewise, problems.params)
+    ]
+    end, records, last = _run(optimizee, plans, meta_params, problems, unroll_length)
     losses = jnp.concatenate([records.losses, last.losses[None]])
     outer_losses = losses[1:] if records.outer_losses is None else records.outer_losses
 
@@ -186,11 +214,12 @@ def replay_path(
       outer_losses, steps
     )
     finite = _paths.all_finite((meta_losses, weights.T, losses.T, outer_losses.T, end.params))
-    finite &= _finite_problems(replayed.layout, (records, last), losses.shape[1])
-    before = jax.tree.map(replayed.take, problems.opt_state)
-    total = _replay(
-      rule, replayed, meta_params, before, records, last, jnp.where(finite, weights, 0.0), finite
-    )
+    parts = list(zip(plans, problems.opt_state, records.kept, last.kept, strict=True))
+    for plan, _, kept, kept_last in parts:
+      finite &= _finite_problems(plan.replayed.layout, (kept, kept_last), losses.shape[1])
+    weights = jnp.where(finite, weights, 0.0)
+    totals = [_replay(*part, meta_params, weights, finite) for part in parts]
+    total = join_meta_grads([plan.group for plan in plans], totals, meta_params)
     # A sum that overflows although each problem is finite cannot be blamed on one of them.
     sum_is_finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(total)]).all()
     finite &= sum_is_finite
@@ -200,6 +229,25 @@ def replay_path(
     return _paths.SegmentGradient(meta_grads, meta_losses, ~finite, trajectory, end)
 
   return _paths.Path(draw, choose, gradient)
+
+
+def _plan(
+  group: Group,
+  meta_params: chex.ArrayTree,
+  params: chex.ArrayTree,
+  num_steps: int,
+  sample_size: int | None,
+  key: chex.PRNGKey,
+) -> _Plan:
+  """How the tensors of a group of all problems are updated, and a sample of them replayed."""
+  layout_of = functools.partial(_layout, group.rule, group.own(meta_params), num_steps)
+  own = group.select(params)
+  layout = layout_of(_coordinates.count(own))
+  if sample_size is None or max((leaf[0].size for leaf in own), default=0) <= sample_size:
+    return _Plan(group, layout, _Replayed(layout))
+  indices, counts = _sample(key, params, group.positions, sample_size)
+  replayed = layout_of(indices.size)._replace(keeps_states=False)
+  return _Plan(group, layout._replace(keeps_states=False), _Replayed(replayed, indices, counts))
 
 
 def _layout(
@@ -228,22 +276,20 @@ def _block_size(bytes_per_coordinate: int) -> int:
 
 def _run(
   optimizee: Optimizee,
-  rule: CoordinatewiseRule,
+  plans: Sequence[_Plan],
   meta_params: chex.ArrayTree,
   problems: InnerState,
-  opt_state: chex.ArrayTree,
-  layout: _Layout,
-  replayed: _Replayed,
   num_steps: int,
 ) -> tuple[InnerState, _Record, _Record]:
   """Runs the batch; the last record is that of theta_U, where no update follows."""
   dtype = jax.tree.leaves(meta_params)[0].dtype
+  groups = [plan.group for plan in plans]
 
   def loss_and_grad(loss_fn, key, problem: InnerState):
     loss, grads = jax.value_and_grad(loss_fn)(
       problem.params, problem.constants, optimizee.data, key
     )
-    return loss, _coordinates.concatenate(grads, dtype)
+    return loss, concatenate(groups, grads, dtype)
 
   def inner(problem: InnerState):
     return loss_and_grad(optimizee.loss, step_key(problem), problem)
@@ -251,60 +297,80 @@ def _run(
   def outer(problem: InnerState):
     return loss_and_grad(optimizee.outer_loss, outer_loss_key(problem), problem)
 
-  def in_shards(function, vectors: InnerState) -> tuple[jax.Array, jax.Array]:
+  def in_shards(function, vectors: InnerState) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     losses, grads = jax.vmap(function)(devices.share(vectors))
-    return losses, grads.reshape(-1)
+    return losses, tuple(one.reshape(-1) for one in grads)
 
-  in_blocks = layout.num_blocks * layout.block_size > _UNBLOCKED
-  function = functools.partial(_blocks.blockwise, rule.update) if in_blocks else rule.update
-  update = jax.vmap(functools.partial(function, meta_params))
+  def update(plan: _Plan, grads: jax.Array, opt_state) -> tuple[jax.Array, Any]:
+    layout, rule = plan.layout, plan.group.rule
+    in_blocks = layout.num_blocks * layout.block_size > _UNBLOCKED
+    function = functools.partial(_blocks.blockwise, rule.update) if in_blocks else rule.update
+    own = plan.group.own(meta_params)
+    updates, opt_state = jax.vmap(functools.partial(function, own))(layout.split(grads), opt_state)
+    return layout.join(updates), opt_state
 
   def body(state: InnerState, _) -> tuple[InnerState, _Record]:
     vectors = state._replace(opt_state=())
     losses, grads = in_shards(inner, vectors)
-    updates, opt_state = update(layout.split(grads), state.opt_state)
-    updates = layout.join(updates).reshape(losses.shape[0], -1)
-    updates = jax.vmap(_coordinates.unflatten)(updates, state.params, state.params)
-    vectors = vectors._replace(
-      params=optax.apply_updates(state.params, updates), step=state.step + 1
-    )
-    record = _Record(losses, replayed.take(grads))
+    updates, opt_states = zip(*map(update, plans, grads, state.opt_state), strict=True)
+    by_problem = [one.reshape(losses.shape[0], -1) for one in updates]
+    params = jax.vmap(
+      lambda params, updates: optax.apply_updates(params, unflatten(groups, updates, params))
+    )(state.params, by_problem)
+    vectors = vectors._replace(params=params, step=state.step + 1)
+    kept = [_Kept(plan.replayed.take(one)) for plan, one in zip(plans, grads, strict=True)]
+    record = _Record(losses, ())
     if optimizee.outer_loss is not None:
       outer_losses, outer_grads = in_shards(outer, vectors)
-      record = record._replace(outer_losses=outer_losses, outer_grads=replayed.take(outer_grads))
-    if layout.keeps_states:
-      record = record._replace(opt_state=state.opt_state)
-    return vectors._replace(opt_state=opt_state), record
+      record = record._replace(outer_losses=outer_losses)
+      kept = [
+        one._replace(outer_grads=plan.replayed.take(outer))
+        for plan, one, outer in zip(plans, kept, outer_grads, strict=True)
+      ]
+    kept = [
+      one._replace(opt_state=before) if plan.layout.keeps_states else one
+      for plan, one, before in zip(plans, kept, state.opt_state, strict=True)
+    ]
+    return vectors._replace(opt_state=opt_states), record._replace(kept=tuple(kept))
 
-  end, records = jax.lax.scan(body, problems._replace(opt_state=opt_state), length=num_steps)
+  def to_shards(plan: _Plan, opt_state) -> Any:
+    return jax.tree.map(plan.layout.split, opt_state)
+
+  def from_shards(plan: _Plan, opt_state) -> Any:
+    return jax.tree.map(plan.layout.join, opt_state)
+
+  start = problems._replace(opt_state=tuple(map(to_shards, plans, problems.opt_state)))
+  end, records = jax.lax.scan(body, start, length=num_steps)
   losses, grads = in_shards(inner, end._replace(opt_state=()))
-  last = _Record(losses, replayed.take(grads))
-  return end._replace(opt_state=jax.tree.map(layout.join, end.opt_state)), records, last
+  kept = tuple(_Kept(plan.replayed.take(one)) for plan, one in zip(plans, grads, strict=True))
+  end = end._replace(opt_state=tuple(map(from_shards, plans, end.opt_state)))
+  return end, records, _Record(losses, kept)
 
 
 def _replay(
-  rule: CoordinatewiseRule,
-  replayed: _Replayed,
+  plan: _Plan,
+  opt_state: chex.ArrayTree,
+  records: _Kept,
+  last: _Kept,
   meta_params: chex.ArrayTree,
-  state: chex.ArrayTree,
-  records: _Record,
-  last: _Record,
   weights: jax.Array,
   finite: jax.Array,
 ) -> chex.ArrayTree:
-  """d/dphi sum_s w_s <g_s, sum_{t<s} u_t(phi)>, summed over problems.
+  """d/dphi sum_s w_s <g_s, sum_{t<s} u_t(phi)> of one group, summed over problems.
 
   Args:
-    rule: the optimizer.
-    replayed: the coordinates.
-    meta_params: phi.
-    state: the optimizer's state before the first step, ``[shards, ..., coordinates]`` leaves.
+    plan: of the group.
+    opt_state: the optimizer's state before the first step, ``[..., coordinates]`` leaves.
     records: of the steps.
     last: of the end.
+    meta_params: phi, of all groups.
     weights: w_s, ``[steps, problems]``, zero for problems that are to be left out.
     finite: ``[problems]``, those that are not.
   """
-  layout, num_problems = replayed.layout, weights.shape[1]
+  rule, meta_params = plan.group.rule, plan.group.own(meta_params)
+  replayed, num_problems = plan.replayed, weights.shape[1]
+  layout = replayed.layout
+  state = jax.tree.map(replayed.take, opt_state)
   counts = None if replayed.counts is None else layout.split(replayed.counts)
   problem_of = layout.split(
     jnp.arange(layout.num_coordinates) // max(1, layout.num_coordinates // num_problems)
@@ -404,19 +470,15 @@ def _replay_block(
   return jax.lax.scan(segment_backward, start(states), inputs, reverse=True)[0][-1]
 
 
-def _largest_tensor(params: chex.ArrayTree) -> int:
-  """Coordinates of the largest leaf of one problem; leaves have a leading axis of problems."""
-  return max((leaf[0].size for leaf in jax.tree.leaves(params)), default=0)
-
-
 def _sample(
-  key: chex.PRNGKey, params: chex.ArrayTree, sample_size: int
+  key: chex.PRNGKey, params: chex.ArrayTree, positions: Sequence[int], sample_size: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Draws coordinates of each tensor of each problem, without replacement.
+  """Draws coordinates of some tensors of each problem, without replacement.
 
   Args:
     key: decides which.
     params: of the problems, leaves with a leading axis of problems.
+    positions: of the tensors among the leaves.
     sample_size: coordinates of a tensor; of smaller ones all are taken.
 
   Returns:
@@ -424,12 +486,12 @@ def _sample(
   """
   leaves = jax.tree.leaves(params)
   num_problems = leaves[0].shape[0]
-  sizes = np.array([leaf[0].size for leaf in leaves])
+  sizes = np.array([leaves[position][0].size for position in positions])
   starts = np.cumsum(sizes) - sizes
   drawn = np.minimum(sizes, sample_size)
 
   def of_problem(key: chex.PRNGKey) -> jax.Array:
-    keys = jax.random.split(key, len(sizes))
+    keys = jax.random.split(key, len(leaves))[np.asarray(positions)]
     return jnp.concatenate(
       [
         start + (jax.random.permutation(key, size)[:number] if number < size else jnp.arange(size))
@@ -449,9 +511,7 @@ def _like(keep: jax.Array, leaf: jax.Array, kept: bool) -> jax.Array:
   return keep.reshape(keep.shape[0], *(1,) * num_features, keep.shape[1])
 
 
-def _finite_problems(
-  layout: _Layout, records: tuple[_Record, _Record], num_problems: int
-) -> jax.Array:
+def _finite_problems(layout: _Layout, records: Iterable[_Kept], num_problems: int) -> jax.Array:
   """Which problems have finite gradients only, ``[problems]``."""
   finite = jnp.ones((), bool)
   for record in records:

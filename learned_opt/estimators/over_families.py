@@ -1,5 +1,6 @@
 """One estimator on several families of problems at once."""
 
+import functools
 import math
 from typing import Any
 
@@ -79,7 +80,7 @@ def over_families(
     grads, states, infos = zip(*map_groups(estimate_one, families, key, state), strict=True)
     grads, info = _concatenate(grads), _concatenate(infos)
     if max_norm is not None:
-      grads = jax.vmap(lambda one: _clip(one, max_norm))(grads)
+      grads = jax.vmap(functools.partial(_clip, max_norm))(grads)
     alive = jnp.isfinite(info.meta_loss)
     meta_grads = jax.tree.map(lambda leaf: _paths.mean_where(alive, leaf, if_none=0.0), grads)
     return meta_grads, states, _mean_info(info, alive, optax.tree.norm(meta_grads))
@@ -87,7 +88,7 @@ def over_families(
   return MetaGradientEstimator(init, estimate, estimator.horizon)
 
 
-def _clip(meta_grads: chex.ArrayTree, max_norm: float) -> chex.ArrayTree:
+def _clip(max_norm: float, meta_grads: chex.ArrayTree) -> chex.ArrayTree:
   scale = jnp.minimum(1.0, max_norm / optax.tree.norm(meta_grads))
   return jax.tree.map(lambda leaf: (scale * leaf).astype(leaf.dtype), meta_grads)
 

@@ -16,7 +16,7 @@ import optax
 from flax.core import FrozenDict
 
 from learned_opt import _blocks, _coordinates
-from learned_opt.base import CoordinatewiseRule, LearnedOptimizer, check_params
+from learned_opt.base import CoordinatewiseRule, LearnedOptimizer, PartitionedRule, check_params
 from learned_opt.kernels.lstm import layer_weights, stack_step
 from learned_opt.optimizers._cells import (
   LSTMCell,
@@ -233,5 +233,6 @@ def _lstm_pair(member: LearnedOptimizer, kernel_rank: int) -> LearnedOptimizer:
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
+  rules = FrozenDict(dict.fromkeys((_KERNELS, _OTHERS), member.coordinatewise))
   config = FrozenDict({**(member.config or {}), "kernel_rank": kernel_rank})
-  return LearnedOptimizer(init, optimizer, "lstm_pair", config)
+  return LearnedOptimizer(init, optimizer, "lstm_pair", config, PartitionedRule(rules, label))
