@@ -122,8 +122,13 @@ def test_random_images_stand_in_for_data_that_cannot_be_had(monkeypatch):
   assert data == "random"
   shapes = jax.eval_shape(optimizee.init, jax.random.key(0), optimizee.data)[0]
   assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 15_910
-  assert optimizee.data.train[0].shape == (55_000, 28, 28, 1)
-  million = optimizee_of_size(benchmarks.CASES["mlp-1m"], optimizee.data)
+  mnist = optimizee.data
+  assert mnist.train[0].shape == (55_000, 28, 28, 1)
+  optimizee, data = _cases.make_optimizee(benchmarks.CASES["cifar"])
+  assert (data, optimizee.data.train[0].shape) == ("random", (45_000, 32, 32, 3))
+  shapes = jax.eval_shape(optimizee.init, jax.random.key(0), optimizee.data)[0]
+  assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 22_682
+  million = optimizee_of_size(benchmarks.CASES["mlp-1m"], mnist)
   assert million == 1_000_120
 
 

@@ -21,8 +21,9 @@ class Case(NamedTuple):
   Attributes:
     name: what tables call it.
     problem: ``"mlp"`` is a classifier of MNIST's images with one hidden layer of `size` units;
-      ``"quadratic"`` has `size` dimensions; ``"elementwise"`` is a sum of `size` squares, whose own
-      gradient costs next to nothing.
+      ``"conv"`` one of CIFAR-10's with three convolutions of `size` channels, in minibatches of 32,
+      under a pair of LSTMs; ``"quadratic"`` has `size` dimensions; ``"elementwise"`` is a sum of
+      `size` squares, whose own gradient costs next to nothing.
     size: see `problem`.
     unroll_length: inner steps of one outer step.
     horizon: inner steps of one problem.
@@ -33,7 +34,7 @@ class Case(NamedTuple):
   """
 
   name: str
-  problem: Literal["mlp", "quadratic", "elementwise"]
+  problem: Literal["mlp", "conv", "quadratic", "elementwise"]
   size: int
   unroll_length: int = 20
   horizon: int = 100
@@ -60,6 +61,7 @@ CASES: dict[str, Case] = {
         ("1e4", 1000, 1),
       )
     ),
+    Case("cifar", "conv", 16),
     # 1,000,120 parameters.
     Case("mlp-1m", "mlp", 1258, 100, 100),
   )
@@ -99,37 +101,39 @@ def parse_case(name: str) -> Case:
   return Case(name, "elementwise", size, steps, steps)
 
 
-def load_dataset() -> tuple[ImageDataset, str]:
-  """MNIST, or random images of its shapes where it cannot be had; and which of the two."""
+def load_dataset(name: Literal["mnist", "cifar10", "digits"] = "mnist") -> tuple[ImageDataset, str]:
+  """Images, or random ones of the same shapes where they cannot be had; and which of the two."""
   try:
-    return datasets.load("mnist"), "mnist"
+    return datasets.load(name), name
   except (ImportError, OSError, RuntimeError):
     rng = np.random.default_rng(0)
-    return ImageDataset(*(_random_split(rng, n) for n in (55_000, 5_000, 10_000))), "random"
+    shape, numbers = _SHAPES[name]
+    return ImageDataset(*(_random_split(rng, number, shape) for number in numbers)), "random"
 
 
-def load_small_dataset() -> tuple[ImageDataset, str]:
-  """The digits of 8 x 8 pixels, or random images where they cannot be had; and which of the two."""
-  try:
-    return datasets.load("digits"), "digits"
-  except (ImportError, OSError, RuntimeError):
-    rng = np.random.default_rng(0)
-    return ImageDataset(*(_random_split(rng, n, 8) for n in (1400, 200, 200))), "random"
+# Of an image, and how many of them there are in each split.
+_SHAPES = {
+  "mnist": ((28, 28, 1), (55_000, 5_000, 10_000)),
+  "cifar10": ((32, 32, 3), (45_000, 5_000, 10_000)),
+  "digits": ((8, 8, 1), (1400, 200, 200)),
+}
 
 
 def _random_split(
-  rng: np.random.Generator, number: int, size: int = 28
+  rng: np.random.Generator, number: int, shape: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-  images = rng.integers(256, size=(number, size, size, 1), dtype=np.uint8)
+  images = rng.integers(256, size=(number, *shape), dtype=np.uint8)
   return images, rng.integers(10, size=number, dtype=np.int32)
 
 
 def make_optimizee(case: Case) -> tuple[Optimizee, str | None]:
   """The problems of a case, their data on the device; and what the data are."""
-  if case.problem == "mlp":
-    dataset, name = load_dataset()
+  if case.problem in ("mlp", "conv"):
+    dataset, name = load_dataset("mnist" if case.problem == "mlp" else "cifar10")
     dataset = jax.tree.map(jnp.asarray, dataset)
-    return optimizees.mlp_classifier(dataset, hidden_sizes=(case.size,)), name
+    if case.problem == "mlp":
+      return optimizees.mlp_classifier(dataset, hidden_sizes=(case.size,)), name
+    return optimizees.conv_classifier(dataset, (case.size,) * 3, batch_size=32), name
   if case.problem == "quadratic":
     return optimizees.quadratic(case.size), None
   return _elementwise(case.size), None
@@ -149,10 +153,9 @@ def _elementwise(size: int) -> Optimizee:
 
 
 def make_lstm(case: Case) -> LearnedOptimizer:
-  """The LSTM of a case, as the paper has it for these problems."""
-  lstm = functools.partial(
-    optimizers.lstm, num_layers=case.num_layers, hidden_size=case.hidden_size
-  )
+  """The LSTM of a case, or the pair, as the paper has it for these problems."""
+  make = optimizers.lstm_pair if case.problem == "conv" else optimizers.lstm
+  lstm = functools.partial(make, num_layers=case.num_layers, hidden_size=case.hidden_size)
   if case.problem == "quadratic":
     return lstm(preprocessing=optimizers.Identity(), output_scale=1.0)
   return lstm()
@@ -163,10 +166,13 @@ def forward_flops(meta_params: Any) -> int:
 
   Two for each weight of a product: ``2 (in + H) 4 H`` a layer and ``2 H`` for the output. A step
   forwards and backwards costs four times as much, where the backward pass computes the forward
-  pass again.
+  pass again. Of a pair, a coordinate sees one.
 
-  >>> lstm = make_lstm(CASES["mnist"])
-  >>> forward_flops(jax.eval_shape(lstm.init, jax.random.key(0)))
+  >>> for name in ("mnist", "cifar"):
+  ...   forward_flops(jax.eval_shape(make_lstm(CASES[name]).init, jax.random.key(0)))
+  9960
   9960
   """
+  if "kernels" in meta_params:
+    meta_params = meta_params["kernels"]
   return 2 * sum(leaf.size for leaf in jax.tree.leaves(meta_params) if leaf.ndim == 2)

@@ -242,7 +242,7 @@ def _pes(
   """Outer steps of persistent evolution strategies, in one program or in a loop of the host."""
   del mesh
   sizes = _host_fed.Settings(*settings)
-  dataset, data = _cases.load_small_dataset()
+  dataset, data = _cases.load_dataset("digits")
   optimizee = optimizees.mlp_classifier(
     dataset,
     hidden_sizes=(32,),
