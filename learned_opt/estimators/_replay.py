@@ -20,8 +20,8 @@ them as well, and the replay need not compute them again. Else the replay does, 
 time; where U is long, it keeps the state of the first step of each segment of about `_SEGMENT`
 steps only, and runs the steps between once more.
 
-**Groups.** Where groups of tensors have rules of their own, all of this is done for each; the gradients
-g_s come from one pass.
+**Groups.** Where groups of tensors have rules of their own, all of this is done for each; the
+gradients g_s come from one pass.
 
 **Sampled.** The gradient is a sum over coordinates: a few of each tensor, drawn at random, give an
 unbiased estimate of it, and only these are replayed.
