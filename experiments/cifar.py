@@ -12,6 +12,7 @@ step 1,000 on CIFAR-10 (its NAG 0.801), 0.358 and 0.041 on its subsets of five a
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -164,8 +165,8 @@ def recipe(name: PairName, size: SizeName, seed: int) -> runs.Recipe:
   )
 
 
-def comparisons(size: SizeName, seed: int) -> list[Comparison]:
-  """On all labels, and on problems of five and of two of the tested ones."""
+def comparisons(size: SizeName, seed: int, subsets: Sequence[str] = ()) -> list[Comparison]:
+  """On all labels, and on problems of five and of two of the tested ones, or some of these."""
   chosen = SIZES[size]
   options = {
     "10-labels": {},
@@ -185,7 +186,7 @@ def comparisons(size: SizeName, seed: int) -> list[Comparison]:
       seed=seed,
       published=_published(name, chosen.num_steps),
     )
-    for name in chosen.subsets
+    for name in subsets or chosen.subsets
   ]
 
 
@@ -214,6 +215,8 @@ def main(
   out: pathlib.Path | None = None,
   seed: int = 0,
   resume: bool = False,
+  pairs: tuple[PairName, ...] = (),
+  subsets: tuple[Literal["10-labels", "5-labels", "2-labels"], ...] = (),
 ) -> None:
   """Meta-trains two pairs of LSTMs on convolutional networks and compares them with baselines.
 
@@ -223,17 +226,19 @@ def main(
     out: the folder of the runs; by default runs/cifar-SIZE-SEED.
     seed: of everything random.
     resume: continue the runs in that folder.
+    pairs: which to train and compare; without any, both.
+    subsets: of the labels, on which they are compared; without any, all three.
   """
   devices.use_cores()
   folder = out or pathlib.Path("runs") / f"cifar-{size}-{seed}"
   saved = {}
-  for name in SIZES[size].pairs:
+  for name in pairs or SIZES[size].pairs:
     begun = (folder / name).exists()
     run = cli.run_recipe(
       recipe(name, size, seed), folder / name, resume=resume and begun, evaluate=False
     )
     saved[name] = run.out / "optimizer"
-  cli.compare(comparisons(size, seed), saved, folder, resume=resume)
+  cli.compare(comparisons(size, seed, subsets), saved, folder, resume=resume)
 
 
 if __name__ == "__main__":
