@@ -294,6 +294,9 @@ OPTIMIZERS = {
     scale=1e-3,
   ),
   "lstm": OptimizerCase(optimizers.lstm, num_meta_params=5141),
+  "lstm_bfloat16": OptimizerCase(
+    lambda: optimizers.lstm(1, 4, state_dtype="bfloat16"), num_meta_params=(2 + 4 + 1) * 16 + 5
+  ),
   "lstm_gac": OptimizerCase(
     lambda: optimizers.lstm_gac(1, 4, num_global=2),
     num_meta_params=(2 + 4 + 1) * 16 + 5,

@@ -448,8 +448,12 @@ def test_nan_gradient_spoils_only_its_own_coordinate(key):
     ({"output_scale": float("nan")}, ValueError, "output_scale must be finite, got nan"),
     ({"forget_bias": float("inf")}, ValueError, "forget_bias must be finite, got inf"),
     ({"preprocessing": "log_and_sign"}, TypeError, r"LogAndSign\(p\), Scale\(factor\)"),
+    ({"state_dtype": "int8"}, ValueError, "one of 'float32', 'bfloat16', got 'int8'"),
   ],
-  ids=["num_layers", "hidden_size", "output_scale", "forget_bias", "preprocessing"],
+  ids=[
+    *("num_layers", "hidden_size", "output_scale", "forget_bias", "preprocessing"),
+    "state_dtype",
+  ],
 )
 def test_lstm_refuses(options, error, message):
   with pytest.raises(error, match=message):

@@ -78,6 +78,29 @@ def test_equals_autodiff_on_a_tree_of_tensors_with_minibatches():
     chex.assert_trees_all_close(plain_info, fast_info, rtol=1e-4)
 
 
+def test_a_bfloat16_state_costs_no_more_than_its_rounding():
+  """Narrow are the states between steps alone: products, updates and cotangents stay float32."""
+  meta_params = meta_params_of(tiny_lstm(num_layers=2))
+
+  def meta_grads(path, state_dtype):
+    return [
+      np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+      for grads, _ in estimates(
+        *(path, bowl(), meta_losses.mean),
+        meta_params=meta_params,
+        wrap=lambda _: tiny_lstm(num_layers=2, state_dtype=state_dtype),
+      )
+    ]
+
+  wide, narrow = meta_grads("replay", None), meta_grads("replay", "bfloat16")
+  by_autodiff = meta_grads("autodiff", "bfloat16")
+  for exact, rounded, reference in zip(wide, narrow, by_autodiff, strict=True):
+    scale = np.linalg.norm(exact)
+    assert 1e-6 * scale < np.linalg.norm(rounded - exact) < 0.01 * scale
+    # Autodiff rounds the cotangents as well.
+    assert np.linalg.norm(rounded - reference) < 0.01 * scale
+
+
 def two_tensors():
   """A matrix and a vector, each under its own rule of a pair whose kernels have rank two."""
 

@@ -11,6 +11,7 @@ import numpy as np
 from learned_opt import datasets, optimizees, optimizers
 from learned_opt.base import ImageDataset, LearnedOptimizer, Optimizee
 from learned_opt.benchmarks import _names
+from learned_opt.optimizers.lstm import StateDtype
 
 _ELEMENTWISE = re.compile(r"elementwise-(\d+(?:e\d)?)x(\d+)")
 
@@ -152,10 +153,11 @@ def _elementwise(size: int) -> Optimizee:
   return Optimizee.from_functions(init, loss, jnp.linspace(-1.0, 1.0, size))
 
 
-def make_lstm(case: Case) -> LearnedOptimizer:
+def make_lstm(case: Case, state_dtype: StateDtype | None = None) -> LearnedOptimizer:
   """The LSTM of a case, or the pair, as the paper has it for these problems."""
   make = optimizers.lstm_pair if case.problem == "conv" else optimizers.lstm
-  lstm = functools.partial(make, num_layers=case.num_layers, hidden_size=case.hidden_size)
+  sizes = {"num_layers": case.num_layers, "hidden_size": case.hidden_size}
+  lstm = functools.partial(make, **sizes, state_dtype=state_dtype)
   if case.problem == "quadratic":
     return lstm(preprocessing=optimizers.Identity(), output_scale=1.0)
   return lstm()

@@ -12,8 +12,8 @@ from learned_opt.benchmarks._cases import Case
 REFERENCE = "autodiff"
 _PRODUCTS = "matrix products"
 
-# Replay of a sample of so many coordinates of each tensor.
-_SAMPLED = "replay-2048"
+# Replay of a sample of so many coordinates of each tensor, and that of a state in another dtype.
+_SAMPLED, _NARROW = "replay-2048", "replay-bfloat16"
 
 # Coordinate-steps of an outer step above which a case is measured when no other is in memory.
 _HEAVY = 10**7
@@ -25,7 +25,8 @@ def path_names() -> tuple[str, ...]:
   Returns:
     The values of the parameter ``path`` of `estimators.truncated_backprop`, but ``"auto"``; and
     ``"replay-2048"``, the replay with 2,048 as `replayed_coordinates`, which estimates the
-    gradient that the others compute.
+    gradient that the others compute; and ``"replay-bfloat16"``, the replay of an optimizer that
+    keeps its state in bfloat16.
 
   Example:
     >>> from learned_opt import benchmarks
@@ -34,7 +35,7 @@ def path_names() -> tuple[str, ...]:
   """
   parameter = inspect.signature(estimators.truncated_backprop, eval_str=True).parameters["path"]
   names = [name for name in typing.get_args(parameter.annotation) if name != "auto"]
-  return (*sorted(names, key=lambda name: name != REFERENCE), _SAMPLED)
+  return (*sorted(names, key=lambda name: name != REFERENCE), _SAMPLED, _NARROW)
 
 
 def meta_gradient(

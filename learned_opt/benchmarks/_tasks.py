@@ -154,10 +154,10 @@ def _meta_gradient(
   del mesh  # `meta_train` finds the one that is in use.
   parsed = _cases.Case(*case)
   optimizee, data = _cases.make_optimizee(parsed)
-  lstm = _cases.make_lstm(parsed)
+  path, _, variant = path.partition("-")
+  replayed = int(variant) if variant.isdecimal() else None
+  lstm = _cases.make_lstm(parsed, "bfloat16" if variant == "bfloat16" else None)
   sizes = parsed.unroll_length, parsed.horizon, parsed.meta_batch_size
-  path, _, sample = path.partition("-")
-  replayed = int(sample) if sample else None
   estimator = estimators.truncated_backprop(*sizes, path=path, replayed_coordinates=replayed)  # pyright: ignore[reportArgumentType]
   parts: Any = {
     "learned_optimizer": lstm,
@@ -191,8 +191,9 @@ def _update(
   optimizer: str = _updates.LSTM,
 ) -> tuple[dict[str, Any], Run]:
   """Calls of `tx.update` for so many parameters, which reuse the state's memory."""
-  lstm = _updates.architecture_of(optimizer, _cases.make_lstm(_cases.Case(*case)))
-  make = _updates.PATHS[path].make
+  chosen = _updates.PATHS[path]
+  lstm = _cases.make_lstm(_cases.Case(*case), chosen.state_dtype)
+  lstm, make = _updates.architecture_of(optimizer, lstm), chosen.make
   meta_params = lstm.init(jax.random.key(0))
   params, grads = jnp.zeros(size), jax.random.normal(jax.random.key(1), (size,))
   if optimizer != _updates.LSTM:

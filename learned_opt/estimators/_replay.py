@@ -430,13 +430,19 @@ def _replay_block(
     grads: g_0, ..., g_{U-1}, ``[steps, coordinates]``.
     directions: w_1 g_1, ..., w_U g_U, ``[steps, coordinates]``.
   """
+  dtype = jax.tree.leaves(meta_params)[0].dtype
 
   def forward(state, grad):
     return rule.update(meta_params, grad, state)[1], state
 
+  def widened(state):
+    """As wide as the meta-params: a narrow state is rounded as it was, its cotangents are not."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, dtype)), state)
+
   def backward(carry, inputs):
     state_bar, update_bar, total = carry
     state, grad, direction = inputs
+    state = widened(state)
     update_bar += direction
     _, vjp = jax.vjp(lambda phi, state: rule.update(phi, grad, state), meta_params, state)
     grad, state_bar = vjp((update_bar, state_bar))
@@ -449,7 +455,7 @@ def _replay_block(
 
   def start(state):
     zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-    return zeros(state), jnp.zeros(grads.shape[-1:], grads.dtype), zeros(meta_params)
+    return zeros(widened(state)), jnp.zeros(grads.shape[-1:], grads.dtype), zeros(meta_params)
 
   if kept:
     before = jax.tree.map(lambda leaf: leaf[0], states)

@@ -6,6 +6,7 @@ its own state and the same weights.
 
 import functools
 import math
+from typing import Literal, get_args
 
 import chex
 import flax.linen as nn
@@ -26,6 +27,8 @@ from learned_opt.optimizers._cells import (
 )
 from learned_opt.optimizers._flat import flat_transformation
 from learned_opt.optimizers._preprocessing import LogAndSign, Preprocessing
+
+StateDtype = Literal["float32", "bfloat16"]
 
 # The two of a pair.
 _KERNELS, _OTHERS = "kernels", "others"
@@ -60,6 +63,7 @@ def lstm(
   preprocessing: Preprocessing = LogAndSign(),
   output_scale: float = 0.1,
   forget_bias: float = 1.0,
+  state_dtype: StateDtype | None = None,
 ) -> LearnedOptimizer:
   """The coordinatewise LSTM, by default with the paper's values for neural networks.
 
@@ -78,14 +82,16 @@ def lstm(
     output_scale: factor of the network's output (the paper's value for MNIST is 0.1, the released
       code's 0.01).
     forget_bias: added to the forget gates when the network runs.
+    state_dtype: of the cells and outputs that are kept from step to step: None for that of the
+      meta-params, ``"bfloat16"`` for half the memory, at the price of rounding them to 8 bits.
 
   Returns:
     The architecture. Its transformations keep a state of two ``[hidden_size, coordinates]``
-    arrays a layer in the dtype of the meta-params, compute in that dtype, and give updates of
-    the params' dtypes.
+    arrays a layer, compute in the dtype of the meta-params, and give updates of the params'
+    dtypes.
 
   Raises:
-    ValueError: if a size is not positive or a factor is not finite.
+    ValueError: if a size is not positive, a factor is not finite or a dtype is unknown.
     TypeError: if `preprocessing` is not one of those in `learned_opt.optimizers`.
 
   Example:
@@ -102,7 +108,12 @@ def lstm(
     ((3, 2), (20, 8))
   """
   check_lstm_options(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
-  return _lstm(num_layers, hidden_size, preprocessing, float(output_scale), float(forget_bias))
+  if state_dtype not in (None, *get_args(StateDtype)):
+    known = ", ".join(map(repr, get_args(StateDtype)))
+    raise ValueError(f"state_dtype must be None or one of {known}, got {state_dtype!r}")
+  return _lstm(
+    *(num_layers, hidden_size, preprocessing, float(output_scale), float(forget_bias), state_dtype)
+  )
 
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.
@@ -113,6 +124,7 @@ def _lstm(
   preprocessing: Preprocessing,
   output_scale: float,
   forget_bias: float,
+  state_dtype: StateDtype | None,
 ) -> LearnedOptimizer:
   module = CoordinatewiseLSTM(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
 
@@ -122,27 +134,32 @@ def _lstm(
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     return module.init(key, jnp.zeros(()), zero_state((), np.dtype(np.float32)))["params"]
 
+  def dtype_of(meta_params) -> np.dtype:
+    return jax.tree.leaves(meta_params)[0].dtype
+
   def plain_update(meta_params, grads, state: LSTMState):
-    rows = jax.tree.map(jnp.transpose, state)
+    rows = jax.tree.map(lambda leaf: leaf.T.astype(dtype_of(meta_params)), state)
     updates, rows = jax.vmap(functools.partial(module.apply, {"params": meta_params}))(grads, rows)
-    return updates, jax.tree.map(jnp.transpose, rows)
+    return updates, jax.tree.map(lambda new, old: new.T.astype(old.dtype), rows, state)
 
   def rule_init(meta_params, num_coordinates):
-    return zero_state((num_coordinates,), jax.tree.leaves(meta_params)[0].dtype)
+    dtype = dtype_of(meta_params) if state_dtype is None else jnp.dtype(state_dtype)
+    return zero_state((num_coordinates,), dtype)
 
   def rule_update(meta_params, grads, state: LSTMState):
     gates = [meta_params[f"layer_{index}"]["gates"] for index in range(num_layers)]
     layers = tuple(layer_weights(g["kernel"], g["bias"], forget_bias) for g in gates)
-    cells = stack_step(layers, jnp.moveaxis(preprocessing(grads), -1, 0), state.layers)
+    wide = jax.tree.map(lambda leaf: leaf.astype(dtype_of(meta_params)), state.layers)
+    cells = stack_step(layers, jnp.moveaxis(preprocessing(grads), -1, 0), wide)
     output = meta_params["output"]
     updates = output_scale * ((output["kernel"].T @ cells[-1].h)[0] + output["bias"])
-    return updates, LSTMState(cells)
+    return updates, jax.tree.map(lambda new, old: new.astype(old.dtype), LSTMState(cells), state)
 
   update_in_blocks = _blocks.in_blocks(rule_update, plain_update)
 
   def optimizer(meta_params):
     return flat_transformation(
-      jax.tree.leaves(meta_params)[0].dtype,
+      dtype_of(meta_params),
       init=functools.partial(rule_init, meta_params),
       update=functools.partial(update_in_blocks, meta_params),
       num_coordinates=lambda state: state.layers[0].h.shape[-1],
@@ -154,6 +171,7 @@ def _lstm(
     preprocessing=preprocessing,
     output_scale=output_scale,
     forget_bias=forget_bias,
+    state_dtype=state_dtype,
   )
   rule = CoordinatewiseRule(rule_init, rule_update)
   return LearnedOptimizer(init, optimizer, "lstm", config, rule)
@@ -166,6 +184,7 @@ def lstm_pair(
   output_scale: float = 0.1,
   forget_bias: float = 1.0,
   kernel_rank: int = 4,
+  state_dtype: StateDtype | None = None,
 ) -> LearnedOptimizer:
   """Two coordinatewise LSTMs of the same shape, with weights of their own.
 
@@ -184,6 +203,7 @@ def lstm_pair(
     output_scale: factor of the networks' outputs.
     forget_bias: added to the forget gates when the networks run.
     kernel_rank: of the tensors that the first LSTM updates; 3 for convolutions over sequences.
+    state_dtype: as of `lstm`.
 
   Returns:
     The architecture. Its meta-params are a dict of those of two LSTMs, ``"kernels"`` and
@@ -205,7 +225,7 @@ def lstm_pair(
   """
   if kernel_rank < 0:
     raise ValueError(f"kernel_rank must be at least 0, got {kernel_rank}")
-  member = lstm(num_layers, hidden_size, preprocessing, output_scale, forget_bias)
+  member = lstm(num_layers, hidden_size, preprocessing, output_scale, forget_bias, state_dtype)
   return _lstm_pair(member, kernel_rank)
 
 
