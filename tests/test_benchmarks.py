@@ -25,6 +25,7 @@ from learned_opt.benchmarks import (
   _meta_gradient,
   _pes,
   _processes,
+  _products,
   _report,
   _start_up,
   _statistics,
@@ -338,6 +339,20 @@ def test_update_rows(in_this_process):
   assert plain["state_bytes"] == 16 * 2 * 2 * 4
 
 
+def test_products_rows(monkeypatch, in_this_process):
+  monkeypatch.setattr(_products, "_SIZES", ((4, 5, 6),))
+  monkeypatch.setattr(_tasks, "_PRODUCT_FLOPS", 10 * 2 * 4 * 5 * 6)
+  report = benchmarks.products(rounds=1)
+  wide, narrow = report.rows
+  assert [(row["case"], row["path"]) for row in report.rows] == [
+    *(("4x5x6", "float32"), ("4x5x6", "bfloat16")),
+  ]
+  assert narrow["ratio"] == pytest.approx(wide["milliseconds"] / narrow["milliseconds"])
+  for row in report.rows:
+    assert row["error"] is None
+    assert row["gflops"] * 1e6 * row["milliseconds"] == pytest.approx(10 * 2 * 4 * 5 * 6)
+
+
 def test_pes_rows(monkeypatch, in_this_process):
   monkeypatch.setattr(_pes, "_ARCHITECTURE", "learned_sgd")
   monkeypatch.setattr(_pes, "_SETTINGS", SMALL_LOOP)
@@ -466,11 +481,12 @@ def test_json_is_one_object_and_nothing_else(monkeypatch):
     (["update", "--sizes", "10", "0"], "sizes must be at least 1, got 0"),
     (["update", "--paths", "adamm"], "did you mean 'adam'?"),
     (["pes", "--paths", "host"], "unknown path 'host': did you mean 'host-fed'?"),
+    (["products", "--paths", "bfloat"], "unknown path 'bfloat': did you mean 'bfloat16'?"),
     (["update", "--optimizers", "adafac"], "did you mean 'adafac_mlp'?"),
     (["start-up", "--case", "mnits"], "did you mean 'mnist'?"),
     (["start-up", "--rounds", "0"], "rounds must be at least 1"),
     (["meta-gradiant"], "meta-gradient"),
-    ([], "Expected one of {meta-gradient, update, pes, start-up}"),
+    ([], "Expected one of {meta-gradient, update, pes, products, start-up}"),
   ],
 )
 def test_mistakes_are_told_before_a_process_starts(argv, message, monkeypatch):
@@ -488,4 +504,4 @@ def test_options_are_those_of_the_library():
 
 
 def test_tasks_can_be_named():
-  assert set(_tasks.TASKS) == {"matrix-product", "meta-gradient", "update", "pes"}
+  assert set(_tasks.TASKS) == {"matrix-product", "products", "meta-gradient", "update", "pes"}

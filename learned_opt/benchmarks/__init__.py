@@ -17,6 +17,8 @@ from learned_opt.benchmarks._meta_gradient import meta_gradient as meta_gradient
 from learned_opt.benchmarks._meta_gradient import path_names as path_names
 from learned_opt.benchmarks._pes import PES_PATHS as PES_PATHS
 from learned_opt.benchmarks._pes import pes as pes
+from learned_opt.benchmarks._products import PRODUCT_PATHS as PRODUCT_PATHS
+from learned_opt.benchmarks._products import products as products
 from learned_opt.benchmarks._report import Report as Report
 from learned_opt.benchmarks._start_up import start_up as start_up
 from learned_opt.benchmarks._update import update as update

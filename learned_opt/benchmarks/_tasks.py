@@ -24,6 +24,9 @@ from learned_opt.benchmarks import _cases, _host_fed, _memory, _updates
 MATRIX_SIZE = 1024
 _PRODUCTS = 10
 
+# Of products of one size, in one call, at least.
+_PRODUCT_FLOPS = 10**9
+
 # Of evolution strategies, in one dispatch.
 _OUTER_STEPS = 5
 
@@ -111,6 +114,34 @@ def _matrix_product(mesh: jax.sharding.Mesh | None) -> tuple[dict[str, Any], Run
     return time.perf_counter() - start
 
   return {"flops": 2 * MATRIX_SIZE**3, "units": _PRODUCTS}, run
+
+
+def _products_of(
+  sizes: list[int], dtype: str, mesh: jax.sharding.Mesh | None
+) -> tuple[dict[str, Any], Run]:
+  """Products of one size, one after the other, on one device."""
+  del mesh
+  rows, inner, columns = sizes
+  number = math.ceil(_PRODUCT_FLOPS / (2 * math.prod(sizes)))
+  left, right = (
+    jax.random.normal(jax.random.key(index), shape).astype(dtype)
+    for index, shape in enumerate(((rows, inner), (number, inner, columns)))
+  )
+
+  @jax.jit
+  def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
+    def add(total: jax.Array, one: jax.Array) -> tuple[jax.Array, None]:
+      return total + jnp.matmul(left, one, preferred_element_type=jnp.float32), None
+
+    return jax.lax.scan(add, jnp.zeros((rows, columns)), right)[0]
+
+  def run(times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+      jax.block_until_ready(multiply(left, right))
+    return time.perf_counter() - start
+
+  return {"flops": 2 * math.prod(sizes) * number, "units": None}, run
 
 
 def _outer_steps(
@@ -280,6 +311,7 @@ def _pes(
 
 TASKS: dict[str, Callable[..., tuple[dict[str, Any], Run]]] = {
   "matrix-product": _matrix_product,
+  "products": _products_of,
   "meta-gradient": _meta_gradient,
   "update": _update,
   "pes": _pes,

@@ -368,14 +368,18 @@ def _bench(options: _options.BenchOptions) -> int:
       "on_progress": reporter.say,
     }
     if not isinstance(one, _options.StartUpOptions):
+      common["paths"] = one.paths
+    if not isinstance(one, _options.StartUpOptions | _options.ProductsOptions):
       limit = one.max_gigabytes
-      common |= {"paths": one.paths, "max_bytes": None if limit is None else int(limit * 1e9)}
+      common["max_bytes"] = None if limit is None else int(limit * 1e9)
     if isinstance(one, _options.MetaGradientOptions):
       report = benchmarks.meta_gradient(one.cases, **common)
     elif isinstance(one, _options.UpdateOptions):
       report = benchmarks.update(one.sizes, optimizers=one.optimizers, **common)
     elif isinstance(one, _options.PESOptions):
       report = benchmarks.pes(**common)
+    elif isinstance(one, _options.ProductsOptions):
+      report = benchmarks.products(**common)
     else:
       report = benchmarks.start_up(one.case, **common)
   if session.json:

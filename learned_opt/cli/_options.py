@@ -271,6 +271,18 @@ class PESOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProductsOptions:
+  """The options of ``bench products``."""
+
+  paths: Annotated[
+    tuple[str, ...],
+    arg(help=f"the dtypes of the operands; the reference is {benchmarks.PRODUCT_PATHS[0]}."),
+  ] = benchmarks.PRODUCT_PATHS
+  rounds: _Rounds = 5
+  session: Annotated[BenchSession, OmitArgPrefixes] = BenchSession()
+
+
+@dataclasses.dataclass(frozen=True)
 class StartUpOptions:
   """The options of ``bench start-up``."""
 
@@ -302,6 +314,12 @@ class BenchOptions:
       subcommand(
         "pes",
         description="Outer steps of evolution strategies, in one program and fed by the host.",
+      ),
+    ]
+    | Annotated[
+      ProductsOptions,
+      subcommand(
+        "products", description="Matrix products of narrow operands, beside those of float32."
       ),
     ]
     | Annotated[
