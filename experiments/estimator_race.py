@@ -64,7 +64,7 @@ BASELINES = ("sgd", "nag", "rmsprop", "adam")
 SIZES = {
   "smoke": Size("digits", 3, 4, 2, 2, 8, (1e-3,), 2, 2, 2, 2, ("adam",), ("pes",)),
   "cpu": Size(
-    *("fashion_mnist", 32, 200, 20, 8, 40_000, (3e-4, 1e-3, 3e-3), 20, 16, 100, 16),
+    *("fashion_mnist", 32, 200, 20, 8, 6000, (1e-3, 3e-3, 1e-2), 10, 16, 100, 16),
     *(BASELINES, RACERS),
   ),
   "gpu": Size(

@@ -269,6 +269,14 @@ OPTIMIZERS = {
     ),
     reads_params=False,
   ),
+  "celo_adam_orthogonal": dataclasses.replace(
+    tensorwise(
+      lambda: given(optimizers.celo_adam(3, num_steps=20, newton_schulz=True), value=1.0),
+      num_meta_params=_schedule_size(18, 3) + (3 + 1),
+      reads_loss=True,
+    ),
+    reads_params=False,
+  ),
   "hierarchical_rnn": dataclasses.replace(
     tensorwise(
       lambda: optimizers.hierarchical_rnn(4, 3, 2),

@@ -16,7 +16,7 @@ from cases import bowl, meta_params_of
 from learned_opt import Optimizee, estimators, meta_losses, optimizers
 from learned_opt.optimizers import _by_rows, _features, _mlp, _published, _tensors
 from learned_opt.optimizers._features import Decays
-from learned_opt.optimizers.celo2 import _orthogonalize
+from learned_opt.optimizers._orthogonal import orthogonalize
 
 # --- Trajectories of the published code.
 
@@ -274,7 +274,7 @@ def test_celo2_steps_are_as_long_as_the_learning_rate(newton_schulz):
 def test_newton_schulz_brings_singular_values_near_one(shape):
   x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
   u, before, v = np.linalg.svd(np.asarray(x), full_matrices=False)
-  found = np.asarray(jax.jit(_orthogonalize)(x))
+  found = np.asarray(jax.jit(orthogonalize)(x))
   after = np.linalg.svd(found, compute_uv=False)
   assert before.max() / before.min() > 1.8
   assert after.min() > 0.6

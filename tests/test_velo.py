@@ -13,6 +13,7 @@ from cases import meta_params_of
 
 from learned_opt import optimizers
 from learned_opt.optimizers import _scheduler
+from learned_opt.optimizers._orthogonal import orthogonalize
 
 SMALL = {
   "velo": functools.partial(optimizers.velo, 4, 3, 1, 3, bank_scale=1.0),
@@ -141,6 +142,48 @@ def test_first_phase_of_celo_has_a_factor_of_one_and_needs_no_loss():
   extras = {"value": 1.0, "num_steps": 3}
   scheduled, _ = jax.jit(both.update)(GRADS, both.init(PARAMS), PARAMS, **extras)
   assert close(plain, scheduled, 1e-6)
+
+
+def test_orthogonalized_steps_of_celo_adam():
+  """Matrices get Muon's steps under an output of their own, vectors what they always get."""
+  plain, orthogonal = (optimizers.celo_adam(4, newton_schulz=on) for on in (False, True))
+  meta_params = meta_params_of(orthogonal)
+  rate = meta_params["scheduler"]["rate"]
+  first_only = jax.tree.map(lambda leaf: leaf[..., :1], rate)
+  scheduler = {**meta_params["scheduler"], "rate": first_only}
+  # A constant second output.
+  meta_params["scheduler"]["rate"] = {
+    "kernel": rate["kernel"].at[:, 1].set(0.0),
+    "bias": rate["bias"].at[1].set(1.5),
+  }
+  rng = np.random.default_rng(0)
+  params = {"w": jnp.zeros((2, 4, 3)), "b": jnp.zeros(3)}
+  grads = [{name: rng.normal(size=p.shape) for name, p in params.items()} for _ in range(2)]
+
+  def updates_of(architecture, meta_params, scale=1.0):
+    tx, found = architecture.optimizer(meta_params), []
+    update, state = jax.jit(tx.update), tx.init(params)
+    for grad in grads:
+      grad = jax.tree.map(lambda leaf: jnp.asarray(scale * leaf, jnp.float32), grad)
+      updates, state = update(grad, state, params, value=1.0, num_steps=10)
+      found.append(updates)
+    return found, state
+
+  expected, _ = updates_of(plain, {"scheduler": scheduler})
+  found, state = updates_of(orthogonal, meta_params)
+  for ours, theirs in zip(found, expected, strict=True):
+    np.testing.assert_allclose(ours["b"], theirs["b"], rtol=1e-6)
+  assert state.tensors["w"].square is None
+  mean = 0.0
+  for grad, ours in zip(grads, found, strict=True):
+    mean = 0.95 * mean + 0.05 * grad["w"]
+    direction = orthogonalize(jnp.asarray(0.95 * mean + 0.05 * grad["w"], jnp.float32))
+    direction /= jnp.sqrt(jnp.mean(direction**2, (1, 2), keepdims=True))
+    np.testing.assert_allclose(
+      ours["w"], -0.1 * np.exp(1.5) * 1e-3 * 0.2 * direction, rtol=1e-3, atol=1e-7
+    )
+  smaller, _ = updates_of(orthogonal, meta_params, scale=1e-3)
+  np.testing.assert_allclose(smaller[1]["w"], found[1]["w"], rtol=1e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize(

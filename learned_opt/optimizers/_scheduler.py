@@ -182,15 +182,15 @@ def init_schedule(weights: Any) -> Schedule:
   return Schedule(start_cells(weights, 1), init_losses(weights["lstm"]["bias"].dtype))
 
 
-def scheduled_rate(
+def scheduled_rates(
   weights: Any, state: Schedule, loss: jax.Array, step: jax.Array, num_steps: jax.Array
 ) -> tuple[jax.Array, Schedule]:
-  """The factor of this step, exp(z) / 10 of the LSTM's output z, and the next state.
+  """The factors of this step, exp(z) / 10 of the LSTM's outputs z, and the next state.
 
   The released code runs the LSTM once a tensor, on the same inputs; here it runs once.
 
   Args:
-    weights: of `init_scheduler` with one head, ``rate=1``.
+    weights: of `init_scheduler` with one head, ``rate``.
     state: of `init_schedule`.
     loss: scalar.
     step: the number of earlier updates.
@@ -199,7 +199,7 @@ def scheduled_rate(
   losses, features = observe_loss(state.losses, loss, step, num_steps)
   inputs = jnp.concatenate([progress_features(step, num_steps), features])
   cells = run_scheduler(weights, inputs[None], state.cells)
-  return 0.1 * jnp.exp(affine(weights["rate"], cells.h)[0, 0]), Schedule(cells, losses)
+  return 0.1 * jnp.exp(affine(weights["rate"], cells.h)[0]), Schedule(cells, losses)
 
 
 # --- What a user must hand over.

@@ -131,7 +131,7 @@ def _celo(
         loss = _scheduler.scalar_loss("celo", extra_args.get("value"), dtype)
         planned = extra_args.get("num_steps")
         planned = _scheduler.planned_steps("celo", num_steps, planned, dtype)
-        factor, schedule = _scheduler.scheduled_rate(
+        (factor,), schedule = _scheduler.scheduled_rates(
           scheduler, state.schedule, loss, state.step, planned
         )
       updates, tensors = update_tree(

@@ -11,7 +11,7 @@ import optax
 from flax.core import FrozenDict
 
 from learned_opt.base import LearnedOptimizer
-from learned_opt.optimizers import _features
+from learned_opt.optimizers import _features, _orthogonal
 from learned_opt.optimizers._features import Decays
 from learned_opt.optimizers._mlp import check_mlp_options, init_mlp
 from learned_opt.optimizers._rules import FeatureRule
@@ -24,10 +24,6 @@ _NUM_FEATURES = 30
 _MAX_GRADIENT = 1000.0
 _SQUARES_EPSILON = 1e-8
 _NORM_EPSILON = 1e-9
-
-_NEWTON_SCHULZ_STEPS = 5
-_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-_MATRIX_EPSILON = 1e-8
 
 _ADAM_DECAYS = (0.9, 0.95)
 _ADAM_EPSILON = 1e-8
@@ -102,21 +98,6 @@ def celo2(
   )
 
 
-def _orthogonalize(x: jax.Array) -> jax.Array:
-  """Newton-Schulz steps towards the nearest orthogonal matrix, of the last two axes."""
-  wide = x.shape[-2] <= x.shape[-1]
-  x = x if wide else jnp.matrix_transpose(x)
-  x = x / (jnp.sqrt(jnp.sum(jnp.square(x), (-2, -1), keepdims=True) + _TINY) + _MATRIX_EPSILON)
-  a, b, c = _NEWTON_SCHULZ
-
-  def step(x, _):
-    gram = x @ jnp.matrix_transpose(x)
-    return a * x + (b * gram + c * gram @ gram) @ x, None
-
-  x, _ = jax.lax.scan(step, x, length=_NEWTON_SCHULZ_STEPS)
-  return x if wide else jnp.matrix_transpose(x)
-
-
 def _adam_direction(
   grad: jax.Array, moments: AdamMoments, step: jax.Array
 ) -> tuple[jax.Array, AdamMoments]:
@@ -136,11 +117,6 @@ def _adam_direction(
 
 def _is_vector(shape: tuple[int, ...]) -> bool:
   return len(shape) < 2
-
-
-def _rms_normalized(x: jax.Array) -> jax.Array:
-  """With a root mean square of one over the last two axes."""
-  return x * _features.rsqrt_mean(jnp.square(x)[None], _NORM_EPSILON, last_axes=2)[0]
 
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.
@@ -164,8 +140,8 @@ def _celo2(
   def finish(shared, extra, param, direction):
     del shared, extra
     if newton_schulz and not _is_vector(param.shape):
-      direction = _orthogonalize(direction)
-    return -learning_rate * (_rms_normalized(direction) + weight_decay * param)
+      direction = _orthogonal.orthogonalize(direction)
+    return -learning_rate * (_orthogonal.rms_normalized(direction) + weight_decay * param)
 
   rule = FeatureRule(
     groups=_features.VELO_GROUPS,

@@ -12,16 +12,24 @@ from flax.core import FrozenDict
 
 from learned_opt import _coordinates
 from learned_opt.base import LearnedOptimizer
-from learned_opt.optimizers import _scheduler
+from learned_opt.optimizers import _orthogonal, _scheduler
 
 _MAX_GRADIENT = 1000.0
 
+# Of matrices whose steps are orthogonalized: Muon's decay, and the root mean square of a step at
+# the learning rate 1, about that of Adam's (Liu et al. 2025, "Muon is scalable for LLM training").
+_MATRIX_DECAY = 0.95
+_MATRIX_SCALE = 0.2
+
 
 class Moments(NamedTuple):
-  """Of one tensor: running means of the gradients and of their squares."""
+  """Of one tensor: running means of the gradients and of their squares.
+
+  The latter are None for matrices whose steps are orthogonalized.
+  """
 
   mean: jax.Array
-  square: jax.Array
+  square: jax.Array | None
 
 
 class CeloAdamState(NamedTuple):
@@ -44,6 +52,7 @@ def celo_adam(
   epsilon: float = 1e-8,
   output_scale: float = 1e-3,
   num_steps: int | None = None,
+  newton_schulz: bool = False,
 ) -> LearnedOptimizer:
   """Adam with a learned schedule: an LSTM that sees the training's progress and its losses.
 
@@ -54,12 +63,22 @@ def celo_adam(
   Source: Moudgil et al. (2025), "Celo: training versatile learned optimizers on a compute diet";
   the constants are those of its released code. Gradients are clipped to +-1000, as there.
 
+  With `newton_schulz`, an addition of ours, that is the update of scalars and vectors only. Those
+  of matrices are Muon's (Jordan et al. 2024), with the second of two outputs,
+
+      update = -(exp(z_2) / 10) output_scale 0.2 orthogonal(M) / rms,  M = 0.95 m + 0.05 g,
+
+  where m is the running mean of the gradients g with a decay of 0.95, ``orthogonal`` are five
+  Newton-Schulz steps, and ``rms`` is the root mean square of the result. Tensors of higher rank are
+  stacks of matrices over their last two axes.
+
   Args:
     lstm_size: units of the LSTM.
     decays: Adam's beta_1 and beta_2.
     epsilon: Adam's.
     output_scale: factor of the update.
     num_steps: for how many steps the schedule plans; None if each update is told.
+    newton_schulz: whether to orthogonalize the steps of matrices.
 
   Returns:
     The architecture. Its transformations read the loss: ``tx.update(grads, state, params,
@@ -89,8 +108,9 @@ def celo_adam(
     if not (math.isfinite(factor) and factor >= 0):
       raise ValueError(f"{name} must be finite and not negative, got {factor}")
   num_steps = _scheduler.check_num_steps(num_steps)
+  decays = float(first), float(second)
   return _celo_adam(
-    lstm_size, (float(first), float(second)), float(epsilon), float(output_scale), num_steps
+    *(lstm_size, decays, float(epsilon), float(output_scale), num_steps, bool(newton_schulz))
   )
 
 
@@ -102,10 +122,16 @@ def _celo_adam(
   epsilon: float,
   output_scale: float,
   num_steps: int | None,
+  newton_schulz: bool,
 ) -> LearnedOptimizer:
+  def is_matrix(tensor) -> bool:
+    return newton_schulz and jnp.ndim(tensor) > 1 and jnp.size(tensor) > 0
+
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     num_inputs = _scheduler.NUM_PROGRESS + _scheduler.NUM_LOSSES
-    return {"scheduler": _scheduler.init_scheduler(key, num_inputs, lstm_size, rate=1)}
+    return {
+      "scheduler": _scheduler.init_scheduler(key, num_inputs, lstm_size, rate=1 + newton_schulz)
+    }
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     scheduler = meta_params["scheduler"]
@@ -115,7 +141,8 @@ def _celo_adam(
       _coordinates.count(params)
 
       def zeros(leaf):
-        return Moments(*(jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2)))
+        mean, square = (jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2))
+        return Moments(mean, None if is_matrix(leaf) else square)
 
       tensors = jax.tree.map(zeros, params)
       return CeloAdamState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
@@ -125,20 +152,29 @@ def _celo_adam(
       loss = _scheduler.scalar_loss("celo_adam", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")
       planned = _scheduler.planned_steps("celo_adam", num_steps, planned, dtype)
-      factor, schedule = _scheduler.scheduled_rate(
+      factors, schedule = _scheduler.scheduled_rates(
         scheduler, state.schedule, loss, state.step, planned
       )
       beta_1, beta_2 = jnp.asarray(decays, dtype)
       count = (state.step + 1).astype(dtype)
-      rate = output_scale * factor / (1 - beta_1**count)
+      rate = output_scale * factors[0] / (1 - beta_1**count)
       bias = 1 - beta_2**count
+
+      def adam(grad, moments):
+        mean = beta_1 * moments.mean + (1 - beta_1) * grad
+        square = beta_2 * moments.square + (1 - beta_2) * jnp.square(grad)
+        return -rate * mean / (epsilon + jnp.sqrt(square / bias + 1e-10)), Moments(mean, square)
+
+      def muon(grad, moments):
+        mean = _MATRIX_DECAY * moments.mean + (1 - _MATRIX_DECAY) * grad
+        direction = _MATRIX_DECAY * mean + (1 - _MATRIX_DECAY) * grad
+        direction = _orthogonal.rms_normalized(_orthogonal.orthogonalize(direction))
+        return -output_scale * factors[1] * _MATRIX_SCALE * direction, Moments(mean, None)
 
       def one(grad, moments, like):
         grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
-        mean = beta_1 * moments.mean + (1 - beta_1) * grad
-        square = beta_2 * moments.square + (1 - beta_2) * jnp.square(grad)
-        step = -rate * mean / (epsilon + jnp.sqrt(square / bias + 1e-10))
-        return step.astype(jnp.result_type(like)), Moments(mean, square)
+        step, moments = (muon if is_matrix(grad) else adam)(grad, moments)
+        return step.astype(jnp.result_type(like)), moments
 
       likes = leaves if params is None else jax.tree.leaves(params)
       pairs = [one(*all_three) for all_three in zip(leaves, tensors, likes, strict=True)]
@@ -153,6 +189,7 @@ def _celo_adam(
     epsilon=epsilon,
     output_scale=output_scale,
     num_steps=num_steps,
+    newton_schulz=newton_schulz,
   )
   return LearnedOptimizer(init, optimizer, "celo_adam", config)
 
