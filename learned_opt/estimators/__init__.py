@@ -12,6 +12,7 @@ from learned_opt.estimators.full_es import full_es as full_es
 from learned_opt.estimators.imitation import imitation as imitation
 from learned_opt.estimators.inverse_variance import inverse_variance as inverse_variance
 from learned_opt.estimators.mixture import mixture as mixture
+from learned_opt.estimators.of_part import of_part as of_part
 from learned_opt.estimators.over_families import over_families as over_families
 from learned_opt.estimators.pes import pes as pes
 from learned_opt.estimators.truncated_es import truncated_es as truncated_es
