@@ -8,12 +8,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 from cases import meta_params_of
 
 from learned_opt import optimizers
 from learned_opt.optimizers import _scheduler
-from learned_opt.optimizers._orthogonal import orthogonalize
 
 SMALL = {
   "velo": functools.partial(optimizers.velo, 4, 3, 1, 3, bank_scale=1.0),
@@ -157,7 +158,7 @@ def test_orthogonalized_steps_of_celo_adam():
     "bias": rate["bias"].at[1].set(1.5),
   }
   rng = np.random.default_rng(0)
-  params = {"w": jnp.zeros((2, 4, 3)), "b": jnp.zeros(3)}
+  params = {"w": jnp.zeros((4, 3)), "b": jnp.zeros(3), "stack": jnp.zeros((2, 2, 2))}
   grads = [{name: rng.normal(size=p.shape) for name, p in params.items()} for _ in range(2)]
 
   def updates_of(architecture, meta_params, scale=1.0):
@@ -172,16 +173,14 @@ def test_orthogonalized_steps_of_celo_adam():
   expected, _ = updates_of(plain, {"scheduler": scheduler})
   found, state = updates_of(orthogonal, meta_params)
   for ours, theirs in zip(found, expected, strict=True):
-    np.testing.assert_allclose(ours["b"], theirs["b"], rtol=1e-6)
+    for name in ("b", "stack"):
+      np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
   assert state.tensors["w"].square is None
-  mean = 0.0
+  muon = optax.contrib.muon(0.1 * np.exp(1.5) * 1e-3, consistent_rms=0.2)
+  muon_state = muon.init(jnp.zeros((4, 3)))
   for grad, ours in zip(grads, found, strict=True):
-    mean = 0.95 * mean + 0.05 * grad["w"]
-    direction = orthogonalize(jnp.asarray(0.95 * mean + 0.05 * grad["w"], jnp.float32))
-    direction /= jnp.sqrt(jnp.mean(direction**2, (1, 2), keepdims=True))
-    np.testing.assert_allclose(
-      ours["w"], -0.1 * np.exp(1.5) * 1e-3 * 0.2 * direction, rtol=1e-3, atol=1e-7
-    )
+    expected, muon_state = muon.update(jnp.asarray(grad["w"], jnp.float32), muon_state, params["w"])
+    np.testing.assert_allclose(ours["w"], expected, rtol=1e-3, atol=1e-7)
   smaller, _ = updates_of(orthogonal, meta_params, scale=1e-3)
   np.testing.assert_allclose(smaller[1]["w"], found[1]["w"], rtol=1e-3, atol=1e-8)
 

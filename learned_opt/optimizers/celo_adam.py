@@ -16,8 +16,9 @@ from learned_opt.optimizers import _orthogonal, _scheduler
 
 _MAX_GRADIENT = 1000.0
 
-# Of matrices whose steps are orthogonalized: Muon's decay, and the root mean square of a step at
-# the learning rate 1, about that of Adam's (Liu et al. 2025, "Muon is scalable for LLM training").
+# Of matrices whose steps are orthogonalized: Muon's decay, and the root mean square of a step of
+# full rank at the learning rate 1, about that of Adam's (Liu et al. 2025, "Muon is scalable for LLM
+# training").
 _MATRIX_DECAY = 0.95
 _MATRIX_SCALE = 0.2
 
@@ -63,14 +64,14 @@ def celo_adam(
   Source: Moudgil et al. (2025), "Celo: training versatile learned optimizers on a compute diet";
   the constants are those of its released code. Gradients are clipped to +-1000, as there.
 
-  With `newton_schulz`, an addition of ours, that is the update of scalars and vectors only. Those
-  of matrices are Muon's (Jordan et al. 2024), with the second of two outputs,
+  With `newton_schulz`, an addition of ours, that is the update of all tensors but matrices, whose
+  update is Muon's (Jordan et al. 2024), with the second of two outputs:
 
-      update = -(exp(z_2) / 10) output_scale 0.2 orthogonal(M) / rms,  M = 0.95 m + 0.05 g,
+      update = -(exp(z_2) / 10) output_scale 0.2 sqrt(max(rows, columns)) orthogonal(M),
+      M = 0.95 m + 0.05 g,
 
-  where m is the running mean of the gradients g with a decay of 0.95, ``orthogonal`` are five
-  Newton-Schulz steps, and ``rms`` is the root mean square of the result. Tensors of higher rank are
-  stacks of matrices over their last two axes.
+  where m is the running mean of the gradients g with a decay of 0.95, and ``orthogonal`` are five
+  Newton-Schulz steps; the factors before it are those of Liu et al. (2025).
 
   Args:
     lstm_size: units of the LSTM.
@@ -125,7 +126,7 @@ def _celo_adam(
   newton_schulz: bool,
 ) -> LearnedOptimizer:
   def is_matrix(tensor) -> bool:
-    return newton_schulz and jnp.ndim(tensor) > 1 and jnp.size(tensor) > 0
+    return newton_schulz and jnp.ndim(tensor) == 2 and jnp.size(tensor) > 0
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     num_inputs = _scheduler.NUM_PROGRESS + _scheduler.NUM_LOSSES
@@ -168,8 +169,8 @@ def _celo_adam(
       def muon(grad, moments):
         mean = _MATRIX_DECAY * moments.mean + (1 - _MATRIX_DECAY) * grad
         direction = _MATRIX_DECAY * mean + (1 - _MATRIX_DECAY) * grad
-        direction = _orthogonal.rms_normalized(_orthogonal.orthogonalize(direction))
-        return -output_scale * factors[1] * _MATRIX_SCALE * direction, Moments(mean, None)
+        scale = output_scale * factors[1] * _MATRIX_SCALE * math.sqrt(max(grad.shape))
+        return -scale * _orthogonal.orthogonalize(direction), Moments(mean, None)
 
       def one(grad, moments, like):
         grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
