@@ -2,11 +2,12 @@
 
     python experiments/celo_muon.py
 
-goes on from `celo-adam-mlps`, whose LSTM sees the progress of a training and its losses, and gives
-its schedule to `celo_adam` with Newton-Schulz steps: Muon (Jordan et al. 2024) for matrices, Adam
-for all else. Trained is the LSTM's output layer alone, 130 numbers for the two learning rates, by
-persistent evolution strategies, which see the end of a training from its beginning; on MLPs on
-images of 8 x 8 pixels as in `celo_adam.py`, on softmax regression and on quadratics. It then meets
+trains `celo_adam` with Newton-Schulz steps: Muon (Jordan et al. 2024) for matrices, Adam for all
+else, the learning rates of both with a cosine schedule and learned departures from it. The LSTM,
+which sees the progress of a training and its losses, is that of `celo-adam-mlps`. Trained is its
+output layer alone, 130 numbers for the two learning rates, by persistent evolution strategies,
+which see the end of a training from its beginning; on MLPs on images of 8 x 8 pixels as in
+`celo_adam.py`, on softmax regression and on quadratics. It then meets
 problems that it was not trained on: an MLP of another width on the full images of Fashion-MNIST,
 and the suite of `benchmark.py`.
 
@@ -15,6 +16,7 @@ speed-up of at least 1.1 over it on the suite.
 """
 
 import functools
+import math
 import pathlib
 from typing import Literal, NamedTuple
 
@@ -43,8 +45,8 @@ Split = Literal["train", "validation", "test"]
 # What is trained of the meta-params.
 _PART = "scheduler/rate"
 
-# Of the learning rate of matrices, with which it starts, to that of vectors.
-_LOG_RATIO = -0.5
+# Of the learning rate of matrices to that of all else, at the start: 0.02 to 0.01.
+_LOG_RATIO = math.log(2.0)
 
 
 class Network(NamedTuple):
@@ -95,7 +97,7 @@ SIZES = {
     Network("digits", (5,), "relu", 8),
     *(2, (4, 8), 2, 4, 2, 2, 4, 2, 2, ("adam",)),
   ),
-  "cpu": Size(_NETWORKS, _TEST, 50, (200, 1000), 8, 600, 60, 16, 1000, 16, 4),
+  "cpu": Size(_NETWORKS, _TEST, 50, (200, 1000), 8, 1500, 150, 16, 1000, 16, 4),
   "gpu": Size(_NETWORKS, _TEST, 50, (200, 2000), 64, 5000, 250, 64, 1000, 100, 32),
 }
 
@@ -114,15 +116,17 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
     test_optimizee=test(split="test"),
     tuning_optimizee=test(split="train"),
     optimizee_name=f"full images of {chosen.test}",
-    learned_optimizer=optimizers.celo_adam(**{**config, "newton_schulz": True}),
-    initial_meta_params=_with_two_rates(start.meta_params),
+    learned_optimizer=optimizers.celo_adam(
+      **{**config, "newton_schulz": True, "cosine_decay": True}
+    ),
+    initial_meta_params=_with_new_outputs(start.meta_params),
     estimator=estimators.of_part(
       estimators.over_families(
         estimators.pes(
           chosen.unroll_length,
           chosen.horizons,
           chosen.num_particles,
-          meta_losses.mean_log_above(0.01),
+          meta_losses.mean_log_above(1e-4, rising_over=500),
           sigma=0.05,
           difference=1.0,
         )
@@ -147,20 +151,20 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
       ),
       "estimator": (
         f"pes, {chosen.unroll_length} of {chosen.horizons[0]} to {chosen.horizons[1]} steps, "
-        f"{chosen.num_particles} particles a family, sigma 0.05, mean log loss above 0.01"
+        f"{chosen.num_particles} particles a family, sigma 0.05, mean log loss above 1e-4, "
+        "late steps more"
       ),
       "start": f"celo-adam-mlps; only {_PART} is trained",
     },
   )
 
 
-def _with_two_rates(meta_params):
-  """The weights of a schedule with one output, which gets a second one for matrices."""
+def _with_new_outputs(meta_params):
+  """The weights of a schedule with two outputs that are constant at first."""
   scheduler = meta_params["scheduler"]
-  kernel, bias = (jnp.asarray(scheduler["rate"][name]) for name in ("kernel", "bias"))
   rate = {
-    "kernel": jnp.concatenate([kernel, kernel], 1),
-    "bias": jnp.concatenate([bias, bias + _LOG_RATIO]),
+    "kernel": jnp.zeros((scheduler["rate"]["kernel"].shape[0], 2)),
+    "bias": jnp.array([0.0, _LOG_RATIO]),
   }
   return {"scheduler": {**scheduler, "rate": rate}}
 

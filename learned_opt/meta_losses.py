@@ -99,7 +99,7 @@ def mean_log(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None
   return jnp.mean(jnp.log(losses + 1e-6), where=where)
 
 
-def mean_log_above(floor: float) -> MetaLoss:
+def mean_log_above(floor: float, rising_over: int | None = None) -> MetaLoss:
   """The mean of log(f(theta_t) + floor), to which losses far below the floor are all the same.
 
   For families of problems of which some can be solved to the last digit: by `mean_log`, a decade
@@ -107,12 +107,14 @@ def mean_log_above(floor: float) -> MetaLoss:
 
   Args:
     floor: positive; `mean_log` has 1e-6.
+    rising_over: if given, the loss after step t counts ``t / rising_over`` times: what is reached
+      in the end more than what is gained on the way there.
 
   Returns:
     The meta-loss.
 
   Raises:
-    ValueError: if `floor` is not positive and finite.
+    ValueError: if `floor` is not positive and finite, or `rising_over` is not positive.
 
   Example:
     >>> import jax.numpy as jnp
@@ -124,15 +126,19 @@ def mean_log_above(floor: float) -> MetaLoss:
   """
   if not (math.isfinite(floor) and floor > 0):
     raise ValueError(f"floor must be positive and finite, got {floor}")
-  return _mean_log_above(float(floor))
+  if rising_over is not None and rising_over < 1:
+    raise ValueError(f"rising_over must be at least 1 step, or None, got {rising_over}")
+  return _mean_log_above(float(floor), rising_over)
 
 
-# Equal floors give the same object, so that an estimator made of it does not compile anew.
+# Equal arguments give the same object, so that an estimator made of it does not compile anew.
 @functools.cache
-def _mean_log_above(floor: float) -> MetaLoss:
+def _mean_log_above(floor: float, rising_over: int | None) -> MetaLoss:
   def meta_loss(losses: jax.Array, steps: jax.Array, where: jax.Array | None = None) -> jax.Array:
-    del steps
-    return jnp.mean(jnp.log(losses + floor), where=where)
+    logs = jnp.log(losses + floor)
+    if rising_over is not None:
+      logs *= steps / rising_over
+    return jnp.mean(logs, where=where)
 
   return meta_loss
 

@@ -442,9 +442,15 @@ def test_a_growing_horizon_grows_with_the_estimates(x64):
   np.testing.assert_array_equal(horizons, np.repeat(horizons[:, :1], 3, axis=1))
 
 
-@pytest.mark.parametrize("name", [*meta_losses.META_LOSSES, "mean_log_above"])
+WITH_OPTIONS = {
+  "mean_log_above": meta_losses.mean_log_above(0.1),
+  "mean_log_rising": meta_losses.mean_log_above(0.1, rising_over=7),
+}
+
+
+@pytest.mark.parametrize("name", [*meta_losses.META_LOSSES, *WITH_OPTIONS])
 def test_meta_losses_leave_out_what_does_not_count(name):
-  meta_loss = {**meta_losses.META_LOSSES, "mean_log_above": meta_losses.mean_log_above(0.1)}[name]
+  meta_loss = {**meta_losses.META_LOSSES, **WITH_OPTIONS}[name]
   losses, steps = jnp.array([4.0, jnp.nan, 2.0, 3.0, jnp.nan]), jnp.array([5, 0, 1, 2, 0])
   found = meta_loss(losses, steps, where=jnp.array([True, False, True, True, False]))
   expected = meta_loss(jnp.array([4.0, 2.0, 3.0]), jnp.array([5, 1, 2]))

@@ -277,6 +277,10 @@ def mean_derivative(reference, problems, line):
 META_LOSSES = {
   "mean_log": (meta_losses.mean_log, lambda f: 1 / (f.size * (f + 1e-6))),
   "mean_log_above": (meta_losses.mean_log_above(0.1), lambda f: 1 / (f.size * (f + 0.1))),
+  "mean_log_rising": (
+    meta_losses.mean_log_above(0.1, rising_over=4),
+    lambda f: (1 + np.arange(f.size)) / (4 * f.size * (f + 0.1)),
+  ),
   "users_own": (
     lambda losses, steps: jnp.sum(losses**2 / steps),
     lambda f: 2 * f / (1 + np.arange(f.size)),
@@ -292,6 +296,11 @@ def test_equal_floors_are_one_meta_loss():
 def test_a_floor_of_a_meta_loss_is_positive_and_finite(floor):
   with pytest.raises(ValueError, match="floor must be positive and finite, got"):
     meta_losses.mean_log_above(floor)
+
+
+def test_losses_rise_over_at_least_one_step():
+  with pytest.raises(ValueError, match="rising_over must be at least 1 step, or None, got 0"):
+    meta_losses.mean_log_above(0.1, rising_over=0)
 
 
 @pytest.mark.parametrize(("meta_loss", "weights_at"), META_LOSSES.values(), ids=META_LOSSES)

@@ -54,6 +54,7 @@ def celo_adam(
   output_scale: float = 1e-3,
   num_steps: int | None = None,
   newton_schulz: bool = False,
+  cosine_decay: bool = False,
 ) -> LearnedOptimizer:
   """Adam with a learned schedule: an LSTM that sees the training's progress and its losses.
 
@@ -80,6 +81,8 @@ def celo_adam(
     output_scale: factor of the update.
     num_steps: for how many steps the schedule plans; None if each update is told.
     newton_schulz: whether to orthogonalize the steps of matrices.
+    cosine_decay: whether all steps are multiplied by (1 + cos(pi step / num_steps)) / 2 besides, an
+      addition of ours: what is learned are then departures from that schedule.
 
   Returns:
     The architecture. Its transformations read the loss: ``tx.update(grads, state, params,
@@ -111,7 +114,8 @@ def celo_adam(
   num_steps = _scheduler.check_num_steps(num_steps)
   decays = float(first), float(second)
   return _celo_adam(
-    *(lstm_size, decays, float(epsilon), float(output_scale), num_steps, bool(newton_schulz))
+    *(lstm_size, decays, float(epsilon), float(output_scale), num_steps),
+    *(bool(newton_schulz), bool(cosine_decay)),
   )
 
 
@@ -124,6 +128,7 @@ def _celo_adam(
   output_scale: float,
   num_steps: int | None,
   newton_schulz: bool,
+  cosine_decay: bool,
 ) -> LearnedOptimizer:
   def is_matrix(tensor) -> bool:
     return newton_schulz and jnp.ndim(tensor) == 2 and jnp.size(tensor) > 0
@@ -156,6 +161,9 @@ def _celo_adam(
       factors, schedule = _scheduler.scheduled_rates(
         scheduler, state.schedule, loss, state.step, planned
       )
+      if cosine_decay:
+        progress = jnp.minimum(state.step.astype(dtype) / planned, 1.0)
+        factors *= 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
       beta_1, beta_2 = jnp.asarray(decays, dtype)
       count = (state.step + 1).astype(dtype)
       rate = output_scale * factors[0] / (1 - beta_1**count)
@@ -191,6 +199,7 @@ def _celo_adam(
     output_scale=output_scale,
     num_steps=num_steps,
     newton_schulz=newton_schulz,
+    cosine_decay=cosine_decay,
   )
   return LearnedOptimizer(init, optimizer, "celo_adam", config)
 
