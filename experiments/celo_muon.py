@@ -97,7 +97,7 @@ SIZES = {
     Network("digits", (5,), "relu", 8),
     *(2, (4, 8), 2, 4, 2, 2, 4, 2, 2, ("adam",)),
   ),
-  "cpu": Size(_NETWORKS, _TEST, 50, (200, 1000), 8, 1500, 150, 16, 1000, 16, 4),
+  "cpu": Size(_NETWORKS, _TEST, 50, (200, 1000), 16, 400, 100, 48, 1000, 16, 4),
   "gpu": Size(_NETWORKS, _TEST, 50, (200, 2000), 64, 5000, 250, 64, 1000, 100, 32),
 }
 
@@ -127,13 +127,13 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
           chosen.horizons,
           chosen.num_particles,
           meta_losses.mean_log_above(1e-4, rising_over=500),
-          sigma=0.05,
+          sigma=0.1,
           difference=1.0,
         )
       ),
       [_PART],
     ),
-    outer_learning_rate=5e-3,
+    outer_learning_rate=2e-3,
     schedule="cosine",
     num_outer_steps=chosen.num_outer_steps,
     validate_every=chosen.validate_every,
@@ -151,7 +151,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
       ),
       "estimator": (
         f"pes, {chosen.unroll_length} of {chosen.horizons[0]} to {chosen.horizons[1]} steps, "
-        f"{chosen.num_particles} particles a family, sigma 0.05, mean log loss above 1e-4, "
+        f"{chosen.num_particles} particles a family, sigma 0.1, mean log loss above 1e-4, "
         "late steps more"
       ),
       "start": f"celo-adam-mlps; only {_PART} is trained",
