@@ -89,7 +89,7 @@ def _take(meta_params: chex.ArrayTree, positions: list[int]) -> tuple[Any, ...]:
   return tuple(leaves[i] for i in positions)
 
 
-def _put(meta_params: chex.ArrayTree, positions: list[int], part: Sequence[Any]) -> Any:
+def _put(meta_params: chex.ArrayTree, positions: list[int], part: Any) -> Any:
   leaves, treedef = jax.tree.flatten(meta_params)
   for i, leaf in zip(positions, part, strict=True):
     leaves[i] = leaf
