@@ -131,7 +131,8 @@ def _celo_adam(
   cosine_decay: bool,
 ) -> LearnedOptimizer:
   def is_matrix(tensor) -> bool:
-    return newton_schulz and jnp.ndim(tensor) == 2 and jnp.size(tensor) > 0
+    shape = jnp.shape(tensor)
+    return newton_schulz and len(shape) == 2 and 0 not in shape
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     num_inputs = _scheduler.NUM_PROGRESS + _scheduler.NUM_LOSSES
