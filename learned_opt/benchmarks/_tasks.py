@@ -222,9 +222,8 @@ def _update(
   optimizer: str = _updates.LSTM,
 ) -> tuple[dict[str, Any], Run]:
   """Calls of `tx.update` for so many parameters, which reuse the state's memory."""
-  chosen = _updates.PATHS[path]
-  lstm = _cases.make_lstm(_cases.Case(*case), chosen.state_dtype)
-  lstm, make = _updates.architecture_of(optimizer, lstm), chosen.make
+  lstm = _updates.architecture_of(optimizer, _cases.make_lstm(_cases.Case(*case)))
+  make = _updates.PATHS[path].make
   meta_params = lstm.init(jax.random.key(0))
   params, grads = jnp.zeros(size), jax.random.normal(jax.random.key(1), (size,))
   if optimizer != _updates.LSTM:

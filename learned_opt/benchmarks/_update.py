@@ -25,8 +25,8 @@ def update(
 
   The paths of the LSTM, which updates one vector, are ``"plain"``, the Flax module of one
   coordinate under `vmap`, to which ``ratio`` compares; ``"default"``, what `optimizers.lstm` gives;
-  ``"default-cores"``, the same with all arrays split over one virtual device a core;
-  ``"default-cores-bfloat16"``, that with the state in bfloat16; and ``"adam"``, optax's. A row's
+  ``"default-cores"``, the same with all arrays split over one virtual device a core; and
+  ``"adam"``, optax's. A row's
   ``milliseconds`` are those of one update; ``times_adam`` is how many times as slow as Adam it is;
   ``gflops`` counts the products of the LSTM; ``gigabytes_per_second`` the state, read and written,
   the gradients and the updates. ``peak_bytes`` is what the update takes on top of parameters,

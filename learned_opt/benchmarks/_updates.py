@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from learned_opt import _coordinates, optimizers
 from learned_opt.base import LearnedOptimizer
-from learned_opt.optimizers.lstm import CoordinatewiseLSTM, StateDtype
+from learned_opt.optimizers.lstm import CoordinatewiseLSTM
 
 REFERENCE = "plain"
 
@@ -24,12 +24,10 @@ class UpdatePath(NamedTuple):
     make: ``(architecture, meta_params) -> tx``.
     cores: whether it runs in a process that is set up by `learned_opt.devices`, the state and the
       parameters split over all local devices.
-    state_dtype: of the LSTM; None for that of its weights.
   """
 
   make: Callable[[LearnedOptimizer, chex.ArrayTree], optax.GradientTransformation]
   cores: bool = False
-  state_dtype: StateDtype | None = None
 
 
 def _adam(lstm: LearnedOptimizer, meta_params: chex.ArrayTree) -> optax.GradientTransformation:
@@ -65,7 +63,6 @@ PATHS: dict[str, UpdatePath] = {
   REFERENCE: UpdatePath(_plain),
   "default": UpdatePath(_default),
   "default-cores": UpdatePath(_default, cores=True),
-  "default-cores-bfloat16": UpdatePath(_default, cores=True, state_dtype="bfloat16"),
   "adam": UpdatePath(_adam),
 }
 

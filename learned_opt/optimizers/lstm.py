@@ -83,7 +83,9 @@ def lstm(
       code's 0.01).
     forget_bias: added to the forget gates when the network runs.
     state_dtype: of the cells and outputs that are kept from step to step: None for that of the
-      meta-params, ``"bfloat16"`` for half the memory, at the price of rounding them to 8 bits.
+      meta-params, ``"bfloat16"`` for half the memory, at the price of rounding them to 8 bits. For
+      accelerators: on CPUs XLA makes an update of such a state many times slower, and slower than
+      linear in the coordinates; meta-gradients by replay are not concerned.
 
   Returns:
     The architecture. Its transformations keep a state of two ``[hidden_size, coordinates]``
