@@ -51,7 +51,8 @@ def in_blocks(function: Function, plain: Function, block_size: int | None = None
 
   Returns:
     The function. Under `jax.vmap`, problems with few coordinates share a block. Under a mesh the
-    problems, or the coordinates of a single one, are shared among the devices.
+    problems, or the coordinates of a single one, are shared among the devices. On CPUs, a state in
+    bfloat16 is updated by `plain`, as a whole.
 
   Example:
     >>> import jax.numpy as jnp
@@ -89,7 +90,13 @@ def in_blocks(function: Function, plain: Function, block_size: int | None = None
   def differentiate_plain(primals, tangents):
     return jax.jvp(plain, primals, tangents)
 
-  return call
+  def unless_narrow(weights, inputs, state):
+    # In a loop that writes to bfloat16 arrays, XLA's CPU backend widens all of them in each turn.
+    narrow = any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(state))
+    chosen = plain if narrow and jax.default_backend() == "cpu" else call
+    return chosen(weights, inputs, state)
+
+  return unless_narrow
 
 
 def _default_block() -> int:

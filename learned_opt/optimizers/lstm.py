@@ -84,8 +84,8 @@ def lstm(
     forget_bias: added to the forget gates when the network runs.
     state_dtype: of the cells and outputs that are kept from step to step: None for that of the
       meta-params, ``"bfloat16"`` for half the memory, at the price of rounding them to 8 bits. For
-      accelerators: on CPUs XLA makes an update of such a state many times slower, and slower than
-      linear in the coordinates; meta-gradients by replay are not concerned.
+      accelerators: on CPUs such a state is updated as a whole and not in blocks, which is slower
+      and takes more memory on the way.
 
   Returns:
     The architecture. Its transformations keep a state of two ``[hidden_size, coordinates]``
