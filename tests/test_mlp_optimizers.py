@@ -152,14 +152,20 @@ def test_equal_tensors_are_traced_once():
     assert state == jnp.sum(x)
 
 
-def test_large_tensors_one_after_the_other_give_the_same(monkeypatch):
+@pytest.mark.parametrize("num_tensors", [1, 2, 5])
+def test_large_tensors_one_after_the_other_give_the_same(monkeypatch, num_tensors):
   def function(shared, x, state):
-    return shared * x, state + x
+    return shared * x, {"total": state["total"] + x}
 
-  xs = [jnp.arange(6.0).reshape(2, 3) + k for k in range(3)]
-  expected = _tensors.map_tensors(function, 2.0, xs, xs)
+  xs = [jnp.arange(6.0).reshape(2, 3) + k for k in range(num_tensors)]
+  states = [{"total": 10.0 * x} for x in xs]
+  expected = _tensors.map_tensors(function, 2.0, xs, states)
   monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
-  chex.assert_trees_all_equal(_tensors.map_tensors(function, 2.0, xs, xs), expected)
+  monkeypatch.setattr(_tensors, "_MIN_LOOPED", 5)
+  chex.assert_trees_all_equal(_tensors.map_tensors(function, 2.0, xs, states), expected)
+  # On accelerators, where a branch waits for the host, they are stacked.
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  chex.assert_trees_all_equal(_tensors.map_tensors(function, 2.0, xs, states), expected)
 
 
 SHAPES = {"a": (12, 7), "b": (12, 7), "tall": (10, 4), "kernel": (2, 3, 4, 5), "v": (9,)}
@@ -178,7 +184,7 @@ def trajectory(architecture, dtypes, num_steps=3):
     tx = architecture.optimizer(meta_params)
     state, updates = tx.init(params), None
     for g in grads:
-      updates, state = tx.update(g, state, params)
+      updates, state = tx.update(g, state, params, value=1.0)
     return updates, state
 
   return run(meta_params_of(architecture), params, grads)
@@ -209,6 +215,52 @@ def test_large_tensors_by_rows_give_the_same(monkeypatch, architecture):
   chex.assert_trees_all_close(state, expected_state, rtol=1e-5, atol=1e-6)
 
 
+LOOPED = [
+  optimizers.adafac_mlp(1, 2),
+  optimizers.celo(8, 1, 2, num_steps=9),
+  optimizers.celo2(weight_decay=0.1, num_layers=1, hidden_size=2),
+  optimizers.celo_adam(num_steps=9),
+  optimizers.mlp(1, 2),
+  optimizers.nn_adam(),
+  optimizers.star(1, 2, learned_decay=True, weight_decay=0.1),
+  optimizers.velo(8, 4, 1, 2, num_steps=9),
+]
+
+
+@pytest.mark.parametrize("architecture", LOOPED, ids=lambda architecture: architecture.name)
+def test_many_large_tensors_in_a_loop_give_the_same(monkeypatch, architecture):
+  side_by_side = trajectory(architecture, {"tall": jnp.bfloat16}, 2)
+  monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
+  monkeypatch.setattr(_tensors, "_MIN_LOOPED", 2)
+  in_a_loop = trajectory(architecture, {"tall": jnp.bfloat16}, 2)
+  chex.assert_trees_all_equal_shapes_and_dtypes(in_a_loop, side_by_side)
+  chex.assert_trees_all_close(in_a_loop, side_by_side, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("problems", [None, 3], ids=["one", "three problems"])
+def test_a_loop_over_tensors_has_the_same_derivatives(monkeypatch, key, problems):
+  architecture = optimizers.adafac_mlp(1, 2)
+
+  def loss(meta_params, scale):
+    tx, params = architecture.optimizer(meta_params), {k: jnp.ones((3, 2)) for k in "abc"}
+    grads = {k: scale * jnp.cos(jnp.arange(6.0) + i).reshape(3, 2) for i, k in enumerate("abc")}
+    updates, state = tx.update(grads, tx.init(params), params)
+    updates, _ = tx.update(updates, state, params)
+    return sum(jnp.sum(jnp.square(1e3 * leaf + 1)) for leaf in updates.values())
+
+  def gradient():
+    f, scales = jax.value_and_grad(loss, argnums=(0, 1)), jnp.float32(1.0)
+    if problems is not None:
+      f, scales = jax.vmap(f, (None, 0)), jnp.arange(1.0, problems + 1)
+    return jax.jit(f)(architecture.init(key), scales)
+
+  expected = gradient()
+  monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
+  monkeypatch.setattr(_tensors, "_MIN_LOOPED", 2)
+  chex.assert_trees_all_close(gradient(), expected, rtol=1e-4, atol=1e-5)
+  assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(expected[1])) > 0
+
+
 def lowered(architecture, num_tensors, shape=(64, 48)):
   params = [jax.ShapeDtypeStruct(shape, jnp.float32)] * num_tensors
   tx = architecture.optimizer(meta_params_of(architecture))
@@ -228,6 +280,19 @@ def test_the_program_hardly_grows_with_equal_layers(by_rows):
   )
   # Reading and writing rows, and the running averages, are what a layer adds.
   assert many - few < 8 * 0.15 * few
+
+
+def test_a_loop_over_many_layers_adds_copies_alone(by_rows, monkeypatch):
+  monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
+
+  def count(number):
+    text = lowered(optimizers.adafac_mlp(1, 2), number)[0].compile().as_text()
+    return text.count(" fusion("), text.count(" copy(")
+
+  (kernels, copies), (more_kernels, more_copies) = count(20), count(40)
+  # A layer has one comparison, which decides whether it is written.
+  assert more_kernels - kernels <= 20
+  assert more_copies > copies
 
 
 def test_an_update_needs_little_memory_besides_the_state(by_rows):

@@ -35,6 +35,10 @@ GroupFunction = Callable[
 # Numbers in the inputs of a group, from which on its tensors are treated one after the other.
 _MIN_LARGE = 2**20
 
+# Tensors of a large group, from which on a loop is worth the copies of the one at hand: of fewer they
+# would take more than a quarter of what adafac_mlp keeps of all.
+_MIN_LOOPED = 12
+
 
 def map_tensors(
   function: TensorFunction,
@@ -70,28 +74,74 @@ def map_tensors(
   new_states: list[Any] = [None] * len(inputs)
   for indices in _groups(list(zip(inputs, states, strict=True))):
     group = [[trees[i] for i in indices] for trees in (inputs, states)]
-    results = None if group_function is None else group_function(shared, *group)
-    if results is None:
-      results = _map_group(function, shared, *group)
+    results = _map_group(function, group_function, shared, *group)
     for i, output, state in zip(indices, *results, strict=True):
       outputs[i], new_states[i] = output, state
   return outputs, new_states
 
 
 def _map_group(
-  function: TensorFunction, shared: chex.ArrayTree, inputs: Sequence[Any], states: Sequence[Any]
-) -> tuple[list[Any], list[Any]]:
+  function: TensorFunction,
+  group_function: GroupFunction | None,
+  shared: chex.ArrayTree,
+  inputs: Sequence[Any],
+  states: Sequence[Any],
+) -> tuple[Sequence[Any], Sequence[Any]]:
   """Side by side what is small, one after the other what is large."""
+  is_large = sum(leaf.size for leaf in jax.tree.leaves(inputs)) >= _MIN_LARGE
+  # An accelerator would wait for the host at each branch of a loop over arrays that are apart.
+  loops = is_large and jax.default_backend() == "cpu"
+
+  def as_group(inputs: Sequence[Any], states: Sequence[Any]) -> Any:
+    return None if group_function is None else group_function(shared, inputs, states)
+
+  def one(tensor: Any, state: Any) -> tuple[Any, Any]:
+    results = as_group([tensor], [state])
+    return function(shared, tensor, state) if results is None else (results[0][0], results[1][0])
+
+  if loops and len(inputs) >= _MIN_LOOPED:
+    return _one_after_another(one, inputs, states)
+  if (results := as_group(inputs, states)) is not None:
+    return results
+  if loops and len(inputs) > 1:
+    return _one_after_another(one, inputs, states)
   stacked = stack(inputs), stack(states)
-  if sum(leaf.size for leaf in jax.tree.leaves(inputs)) < _MIN_LARGE or len(inputs) == 1:
-    results = jax.vmap(function, in_axes=(None, 0, 0))(shared, *stacked)
+  if is_large and len(inputs) > 1:
+    results = jax.lax.map(lambda tensor: function(shared, *tensor), stacked)
   else:
-    results = jax.lax.map(lambda one: function(shared, *one), stacked)
+    results = jax.vmap(function, in_axes=(None, 0, 0))(shared, *stacked)
   outputs, states = (
     [jax.tree.map(lambda leaf, at=k: leaf[at], tree) for k in range(len(inputs))]
     for tree in results
   )
   return outputs, states
+
+
+def _one_after_another(
+  function: Callable[[Any, Any], tuple[Any, Any]], inputs: Sequence[Any], states: Sequence[Any]
+) -> tuple[list[Any], list[Any]]:
+  """Applies ``(input, state) -> (output, state)`` in a loop that compiles it once.
+
+  What is copied is one tensor at a time, in and out: the arrays are never stacked. Each needs a
+  branch that reads it and one that writes it, which hold copies alone and are compiled in no time.
+  """
+  like, _ = jax.eval_shape(function, inputs[0], states[0])
+  outputs = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like) for _ in inputs]
+
+  def read(index: jax.Array, trees: Sequence[Any]) -> Any:
+    branches = [lambda trees, at=k: trees[at] for k in range(len(trees))]
+    return jax.lax.switch(index, branches, trees)
+
+  def replace_one(index: jax.Array, pairs: list[Any]) -> list[Any]:
+    new = function(read(index, inputs), read(index, [state for _, state in pairs]))
+    return [
+      jax.lax.cond(index == k, lambda new, old: new, lambda new, old: old, new, pair)
+      for k, pair in enumerate(pairs)
+    ]
+
+  pairs = list(zip(outputs, states, strict=True))
+  pairs = jax.lax.fori_loop(0, len(pairs), replace_one, pairs)
+  return [output for output, _ in pairs], [state for _, state in pairs]
 
 
 def tensorwise_transformation(
