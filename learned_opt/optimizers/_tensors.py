@@ -35,8 +35,8 @@ GroupFunction = Callable[
 # Numbers in the inputs of a group, from which on its tensors are treated one after the other.
 _MIN_LARGE = 2**20
 
-# Tensors of a large group, from which on a loop is worth the copies of the one at hand: of fewer they
-# would take more than a quarter of what adafac_mlp keeps of all.
+# Tensors of a large group, from which on a loop is worth the copies of the one at hand: with fewer,
+# they would take more than a quarter of what adafac_mlp keeps of all.
 _MIN_LOOPED = 12
 
 
