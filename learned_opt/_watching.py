@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from learned_opt import _coordinates
+from learned_opt import _coordinates, _draws
 from learned_opt._curves import MakeTransformation
 from learned_opt.base import InnerState, Optimizee
 from learned_opt.unroll import inner_step, step_key
@@ -180,7 +180,7 @@ def scores(optimizee: Optimizee, problem: InnerState) -> jax.Array:
   """A random number for each coordinate, above one where its first gradient is not zero."""
   key = step_key(problem)
   gradient = _flat(jax.grad(optimizee.loss)(problem.params, problem.constants, optimizee.data, key))
-  noise = jax.random.uniform(jax.random.fold_in(problem.key, _SCORES), gradient.shape)
+  noise = _draws.uniform(jax.random.fold_in(problem.key, _SCORES), gradient.shape)
   return noise + (gradient != 0)
 
 

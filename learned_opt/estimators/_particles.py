@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from learned_opt import _draws
 from learned_opt.base import (
   Info,
   InnerState,
@@ -211,7 +212,7 @@ def draw_noise(
 
   def draw_leaf(index: int, leaf: jax.Array) -> jax.Array:
     shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
-    normal = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, index), shape, dtype))
+    normal = jax.vmap(lambda key: _draws.normal(jax.random.fold_in(key, index), shape, dtype))
     return settings.sigma * normal(keys)
 
   return structure.unflatten([draw_leaf(index, leaf) for index, leaf in enumerate(leaves)])

@@ -6,6 +6,8 @@ from typing import TypedDict
 import flax.linen as nn
 from jax.nn.initializers import Initializer
 
+from learned_opt import _draws
+
 ACTIVATIONS = {"sigmoid": nn.sigmoid, "tanh": nn.tanh, "relu": nn.relu, "elu": nn.elu}
 
 
@@ -22,8 +24,8 @@ def initializers(initial_scale: float | None) -> Initializers:
   None means LeCun's: kernels are truncated Gaussians of the variance 1 / fan-in, biases are zero.
   """
   if initial_scale is None:
-    return {"kernel_init": nn.initializers.lecun_normal(), "bias_init": nn.initializers.zeros}
-  init = nn.initializers.normal(initial_scale)
+    return {"kernel_init": _draws.lecun_normal_init(), "bias_init": nn.initializers.zeros}
+  init = _draws.normal_init(initial_scale)
   return {"kernel_init": init, "bias_init": init}
 
 

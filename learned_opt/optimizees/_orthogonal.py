@@ -9,6 +9,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
+
 
 def random_orthogonal(key: chex.PRNGKey, size: int) -> jax.Array:
   """A matrix of the uniform (Haar) distribution, by Gram and Schmidt on Gaussian columns.
@@ -27,7 +29,7 @@ def random_orthogonal(key: chex.PRNGKey, size: int) -> jax.Array:
     >>> bool(jnp.allclose(q.T @ q, jnp.eye(5), atol=1e-5))
     True
   """
-  columns = jax.random.normal(key, (size, size), jnp.float32)
+  columns = _draws.normal(key, (size, size))
 
   def add_column(index: jax.Array, found: jax.Array) -> jax.Array:
     column = columns[index]

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
 from learned_opt.base import Optimizee
 from learned_opt.optimizees._bound import Bound
 
@@ -184,7 +185,7 @@ def _with_noise_forward(x, strength, key):
 def _with_noise_backward(kept, grad):
   strength, key = kept
   size = jnp.sqrt(jnp.mean(grad**2))
-  noise = jax.random.normal(key, grad.shape, grad.dtype)
+  noise = _draws.normal(key, grad.shape, grad.dtype)
   return grad + strength * size * noise, None, None
 
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
 from learned_opt.base import Optimizee
 from learned_opt.optimizees._orthogonal import random_orthogonal
 
@@ -111,9 +112,9 @@ def _classical_functions(
     rotation = random_orthogonal(rotation_key, dimension) if rotated else jnp.eye(dimension)
     function = jax.random.randint(function_key, (), 0, len(names))
     low, high = jnp.asarray(boxes, jnp.float32)[function]
-    start = low + (high - low) * jax.random.uniform(start_key, (dimension,))
+    start = low + (high - low) * _draws.uniform(start_key, (dimension,))
     constants = ClassicalConstants(
-      rotation, shift * jax.random.normal(shift_key, (dimension,)), function
+      rotation, shift * _draws.normal(shift_key, (dimension,)), function
     )
     return rotation.T @ start + constants.shift, constants
 
@@ -122,7 +123,7 @@ def _classical_functions(
     x = constants.rotation @ (params - constants.shift)
     value = jax.lax.switch(constants.function, values, x) if len(values) > 1 else values[0](x)
     if noise:
-      force = noise * jax.random.normal(key, (dimension,))
+      force = noise * _draws.normal(key, (dimension,))
       value += force @ (params - jax.lax.stop_gradient(params))
     return value
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from learned_opt import _draws
 from learned_opt.base import Optimizee
 from learned_opt.optimizees._orthogonal import random_orthogonal
 
@@ -93,11 +94,11 @@ def _logistic_regression(
   def init(key, data):
     del data
     axes_key, points_key, plane_key, flip_key, theta_key = jax.random.split(key, 5)
-    along = jax.random.normal(points_key, (num_points, dimension)) * scales[None]
+    along = _draws.normal(points_key, (num_points, dimension)) * scales[None]
     points = along @ random_orthogonal(axes_key, dimension)
-    signs = jnp.sign(points @ jax.random.normal(plane_key, (dimension,)))
+    signs = jnp.sign(points @ _draws.normal(plane_key, (dimension,)))
     signs = jnp.where(jax.random.bernoulli(flip_key, flipped, (num_points,)), -signs, signs)
-    return jax.random.normal(theta_key, (dimension,)), LogisticConstants(points, signs)
+    return _draws.normal(theta_key, (dimension,)), LogisticConstants(points, signs)
 
   def loss(params, constants, data, key):
     del data

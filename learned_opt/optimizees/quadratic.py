@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
 from learned_opt.base import Optimizee
 from learned_opt.optimizees._orthogonal import random_orthogonal
 
-_DRAWS = {"uniform": jax.random.uniform, "gaussian": jax.random.normal}
+_DRAWS = {"uniform": _draws.uniform, "gaussian": _draws.normal}
 
 
 class QuadraticConstants(NamedTuple):
@@ -76,7 +77,7 @@ def _quadratic(
     w_key, y_key, theta_key = jax.random.split(key, 3)
     w = draw(w_key, (dimension, dimension))
     y = draw(y_key, (dimension,))
-    theta = initial_scale * jax.random.normal(theta_key, (dimension,))
+    theta = initial_scale * _draws.normal(theta_key, (dimension,))
     return theta, QuadraticConstants(w, y)
 
   def loss(params, constants, data, key):
@@ -147,17 +148,17 @@ def _conditioned_quadratic(
   def init(key, data):
     del data
     q_key, s_key, y_key, theta_key = jax.random.split(key, 4)
-    between = jax.random.uniform(s_key, (dimension - 2,))
+    between = _draws.uniform(s_key, (dimension - 2,))
     s = condition_number ** (-jnp.concatenate([jnp.array([0.0, 1.0]), between]) / 2)
     w = s[:, None] * random_orthogonal(q_key, dimension)
-    y = w @ jax.random.normal(y_key, (dimension,))
-    theta = initial_scale * jax.random.normal(theta_key, (dimension,))
+    y = w @ _draws.normal(y_key, (dimension,))
+    theta = initial_scale * _draws.normal(theta_key, (dimension,))
     return theta, QuadraticConstants(w, y)
 
   def loss(params, constants, data, key):
     del data
     if noise:
-      y = constants.y + noise * jax.random.normal(key, (dimension,))
+      y = constants.y + noise * _draws.normal(key, (dimension,))
       constants = constants._replace(y=y)
     return _squared_residual(params, constants)
 

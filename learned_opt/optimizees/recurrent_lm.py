@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
 from learned_opt.base import Optimizee, TextDataset
 from learned_opt.optimizees._language import Split, language_model
 from learned_opt.optimizees._networks import (
@@ -37,7 +38,7 @@ class RecurrentLM(nn.Module):
     """Maps characters ``[N, length]`` to logits ``[N, length, V]`` of the next ones."""
     inits = initializers(self.initial_scale)
     scale = 1.0 if self.initial_scale is None else self.initial_scale
-    embedding_init = nn.initializers.normal(scale)
+    embedding_init = _draws.normal_init(scale)
     x = nn.Embed(self.num_characters, self.embedding_size, embedding_init=embedding_init)(
       characters
     )

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
 from learned_opt.base import Optimizee
 
 # The largest amplitude and angular frequency of a wave.
@@ -25,7 +26,7 @@ class Predictor(nn.Module):
   @nn.compact
   def __call__(self, sequences: jax.Array) -> jax.Array:
     """Maps sequences ``[N, length]`` to predictions ``[N]``."""
-    init = nn.initializers.normal(self.initial_scale)
+    init = _draws.normal_init(self.initial_scale)
     x = sequences[..., None]
     for index in range(self.num_layers):
       cell = nn.OptimizedLSTMCell(
@@ -115,9 +116,7 @@ def draw_waves(key: jax.Array, number: int, length: int, noise: float) -> jax.Ar
   """
   wave_key, noise_key = jax.random.split(key)
   highest = jnp.array([_AMPLITUDE, _FREQUENCY, 2 * math.pi])
-  amplitude, frequency, phase = (
-    jax.random.uniform(wave_key, (3, number, 1)) * highest[:, None, None]
-  )
+  amplitude, frequency, phase = _draws.uniform(wave_key, (3, number, 1)) * highest[:, None, None]
   clean = amplitude * jnp.sin(frequency * jnp.arange(length + 1.0)[None] + phase)
-  errors = noise * jax.random.normal(noise_key, (number, length))
+  errors = noise * _draws.normal(noise_key, (number, length))
   return clean + jnp.pad(errors, ((0, 0), (0, 1)))

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
 from learned_opt.base import Optimizee, TextDataset
 from learned_opt.optimizees._language import Split, language_model
 from learned_opt.optimizees._networks import check_sizes
@@ -42,7 +43,7 @@ class TransformerLM(nn.Module):
   @nn.compact
   def __call__(self, characters: jax.Array) -> jax.Array:
     """Maps characters ``[N, length]`` to logits ``[N, length, V]`` of the next ones."""
-    init = nn.initializers.normal(_EMBEDDING_SCALE)
+    init = _draws.normal_init(_EMBEDDING_SCALE)
     embed = functools.partial(nn.Embed, features=self.width, embedding_init=init)
     length = characters.shape[1]
     x = embed(self.num_characters, name="characters")(characters)

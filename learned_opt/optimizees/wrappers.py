@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from learned_opt import _draws
 from learned_opt.base import LossFn, Optimizee
 from learned_opt.optimizees._bound import Bound
 
@@ -130,7 +131,7 @@ def _scaled_init(init: Callable, options: tuple[float, Per], key: chex.PRNGKey, 
   def factors(index: int, leaf: jax.Array) -> jax.Array:
     key = scales_key if per == "problem" else keys[index]
     shape = leaf.shape if per == "coordinate" else ()
-    return jnp.exp(jax.random.uniform(key, shape, leaf.dtype, -radius, radius))
+    return jnp.exp(_draws.uniform(key, shape, leaf.dtype, -radius, radius))
 
   scales = treedef.unflatten(factors(index, leaf) for index, leaf in enumerate(leaves))
   return jax.tree.map(jnp.divide, params, scales), Scaled(scales, constants)
@@ -143,7 +144,7 @@ def _scaled(function: Callable, params, constants: Scaled, *rest):
 
 def _helper_init(dimension: int, key: chex.PRNGKey, data):
   del data
-  return jnp.zeros(dimension), jax.random.uniform(key, (dimension,), minval=-1.0)
+  return jnp.zeros(dimension), _draws.uniform(key, (dimension,), minval=-1.0)
 
 
 def _helper_loss(params, constants, data, key):

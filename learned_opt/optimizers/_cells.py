@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from learned_opt import _draws
 from learned_opt.kernels.lstm import CellState
 from learned_opt.optimizers._preprocessing import Preprocessing
 
@@ -38,7 +39,7 @@ class LSTMCell(nn.Module):
     """Maps inputs ``[in]`` and the previous state of ``[H]`` arrays to the next state."""
     inputs = jnp.concatenate([x, state.h])
     # Sonnet draws the biases from the same distribution as the weights.
-    init = nn.initializers.truncated_normal(1.0 / math.sqrt(inputs.size))
+    init = _draws.truncated_normal_init(1.0 / math.sqrt(inputs.size))
     gates = nn.Dense(4 * self.hidden_size, kernel_init=init, bias_init=init, name="gates")(inputs)
     i, j, f, o = jnp.split(gates, 4)
     c = nn.sigmoid(f + self.forget_bias) * state.c + nn.sigmoid(i) * jnp.tanh(j)

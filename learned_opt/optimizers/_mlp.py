@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from learned_opt import _draws
+
 Layer = dict[str, jax.Array]
 Weights = dict[str, Layer]
 
@@ -40,7 +42,7 @@ def init_mlp(
   keys = jax.random.split(key, len(names))
   return {
     name: {
-      "kernel": jax.random.truncated_normal(k, -2, 2, (ins, outs), jnp.float32) / math.sqrt(ins),
+      "kernel": _draws.truncated_normal(k, (ins, outs)) / math.sqrt(ins),
       "bias": jnp.zeros(outs, jnp.float32),
     }
     for name, k, ins, outs in zip(names, keys, sizes[:-1], sizes[1:], strict=True)

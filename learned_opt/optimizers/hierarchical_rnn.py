@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax.core import FrozenDict
 
-from learned_opt import _coordinates
+from learned_opt import _coordinates, _draws
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers._tensors import map_tensors
 
@@ -183,7 +183,7 @@ def _init(key: chex.PRNGKey, hidden: int, tensor: int, problem: int) -> chex.Arr
   keys = iter(jax.random.split(key, 20))
 
   def normal(*shape: int, scale: float = 0.5) -> jax.Array:
-    return scale / math.sqrt(shape[0]) * jax.random.normal(next(keys), shape, np.float32)
+    return scale / math.sqrt(shape[0]) * _draws.normal(next(keys), shape)
 
   def constant(value: float) -> jax.Array:
     return jnp.full((), value, np.float32)
@@ -199,7 +199,7 @@ def _init(key: chex.PRNGKey, hidden: int, tensor: int, problem: int) -> chex.Arr
     return {"gates": gates, "candidate": affine(inputs + size, size)}
 
   def start(size: int) -> jax.Array:
-    return jax.random.uniform(next(keys), (size,), np.float32, -1.0, 1.0)
+    return _draws.uniform(next(keys), (size,), np.float32, -1.0, 1.0)
 
   return {
     "parameter": gru(_NUM_INPUTS, hidden),

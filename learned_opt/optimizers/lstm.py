@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax.core import FrozenDict
 
-from learned_opt import _blocks, _coordinates
+from learned_opt import _blocks, _coordinates, _draws
 from learned_opt.base import CoordinatewiseRule, LearnedOptimizer, PartitionedRule, check_params
 from learned_opt.kernels.lstm import layer_weights, stack_step
 from learned_opt.optimizers._cells import (
@@ -52,7 +52,7 @@ class CoordinatewiseLSTM(nn.Module):
       cell = LSTMCell(self.hidden_size, self.forget_bias, name=f"layer_{index}")
       layers.append(cell(x, cell_state))
       x = layers[-1].h
-    init = nn.initializers.truncated_normal(1.0 / math.sqrt(self.hidden_size))
+    init = _draws.truncated_normal_init(1.0 / math.sqrt(self.hidden_size))
     update = nn.Dense(1, kernel_init=init, name="output")(x)[0] * self.output_scale
     return update, LSTMState(tuple(layers))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
+from learned_opt import _draws
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers._cells import LSTMState, check_lstm_options, zero_cells
 from learned_opt.optimizers._flat import flat_transformation
@@ -30,7 +31,7 @@ class LSTMWithGlobalAveraging(nn.Module):
     """Maps ``[coordinates]`` gradients and the state to updates, which are *added*, and next."""
     stack = GlobalAveragingLSTM(self.hidden_size, self.num_global, self.forget_bias, name="stack")
     h, layers = stack(self.preprocessing(grads), state.layers)
-    init = nn.initializers.truncated_normal(self.hidden_size**-0.5)
+    init = _draws.truncated_normal_init(self.hidden_size**-0.5)
     output = nn.Dense(1, kernel_init=init, name="output")(h)[:, 0]
     return self.output_scale * output, LSTMState(layers)
 

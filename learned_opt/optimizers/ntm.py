@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
+from learned_opt import _draws
 from learned_opt.base import LearnedOptimizer
 from learned_opt.kernels.lstm import CellState
 from learned_opt.optimizers._cells import check_lstm_options, zero_cells
@@ -137,7 +138,7 @@ class Controller(nn.Module):
     """
     stack = GlobalAveragingLSTM(self.hidden_size, self.num_global, self.forget_bias, name="stack")
     h, layers = stack(jnp.concatenate([self.preprocessing(grads), read], axis=1), layers)
-    init = nn.initializers.truncated_normal(self.hidden_size**-0.5)
+    init = _draws.truncated_normal_init(self.hidden_size**-0.5)
     updates = nn.Dense(1, kernel_init=init, name="output")(h)[:, 0]
     num_heads = self.num_reads + 2 * self.num_writes
     heads = self.head_scale * nn.Dense(num_heads, kernel_init=init, name="heads")(h)

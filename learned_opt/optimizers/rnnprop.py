@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from learned_opt import _blocks
+from learned_opt import _blocks, _draws
 from learned_opt.base import CoordinatewiseRule, LearnedOptimizer
 from learned_opt.kernels.lstm import CellState, layer_weights, stack_step
 from learned_opt.optimizers._cells import LSTMCell, zero_cells
@@ -49,7 +49,7 @@ class CoordinatewiseRNNprop(nn.Module):
   def __call__(self, grad: jax.Array, state: RNNpropState) -> tuple[jax.Array, RNNpropState]:
     """Maps a scalar gradient and state to the scalar update, which is *added*, and next state."""
     features, state = _features(grad, state, self.decay)
-    init = nn.initializers.truncated_normal(0.1)
+    init = _draws.truncated_normal_init(0.1)
     x = nn.elu(nn.Dense(self.hidden_size, kernel_init=init, name="input")(features))
     layers = []
     for index, cell_state in enumerate(state.layers):
