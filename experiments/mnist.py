@@ -4,7 +4,10 @@
 
 meta-trains the coordinatewise LSTM on an MLP of one hidden layer of 20 sigmoid units on MNIST, with
 minibatches of 128, and compares it with tuned baselines on fresh problems over the test split, at
-100 steps and at the 200 steps it was trained for.
+100 steps and at the 200 steps it was trained for; and for 1,000 and 10,000 steps, to show where it
+breaks. Only that, with what is shipped:
+
+    python experiments/mnist.py --optimizers lstm-mnist rnnprop-mnist
 
 Expected: a mean loss of at most 0.29 at step 100, a sum over 100 steps of at most 50 (the paper's
 LSTM has 0.245 and 43.7), and below every tuned baseline at steps 20, 40, 100 and 200.
@@ -22,16 +25,26 @@ from learned_opt import (
   estimators,
   meta_losses,
   optimizees,
-  optimizers,
   runs,
 )
+from learned_opt import optimizers as architectures
 from learned_opt.baselines import BASELINES
+from learned_opt.comparisons import Comparison
 
 # The LSTM of figure 4, read off.
 PAPER = (
   (1, 5, 10, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200),
   (2.301, 1.330, 0.747, 0.455, 0.334, 0.306, 0.263, 0.245, 0.235, 0.238, 0.224, 0.216, 0.215),
 )
+
+
+class Longer(NamedTuple):
+  """A comparison for more steps than the optimizer was trained on."""
+
+  num_steps: int
+  num_problems: int
+  num_tuning_problems: int
+  baselines: tuple[str, ...]
 
 
 class Size(NamedTuple):
@@ -43,14 +56,18 @@ class Size(NamedTuple):
   num_validation_problems: int
   num_test_problems: int
   num_tuning_problems: int
+  longer: tuple[Longer, ...]
   num_steps: int = 100
   horizon: int = 200
   baselines: tuple[str, ...] = tuple(BASELINES)
 
 
 SIZES = {
-  "smoke": Size("digits", 4, 2, 2, 2, 2, 20, 40, ("adam",)),
-  "full": Size("mnist", 10_000, 500, 8, 100, 16),
+  "smoke": Size("digits", 4, 2, 2, 2, 2, (Longer(60, 2, 2, ("adam",)),), 20, 40, ("adam",)),
+  "full": Size(
+    *("mnist", 10_000, 500, 8, 100, 16),
+    (Longer(1000, 100, 8, tuple(BASELINES)), Longer(10_000, 8, 4, ("nag", "adam"))),
+  ),
 }
 
 
@@ -71,7 +88,7 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
     validation_optimizee=optimizees.mlp_classifier(dataset, split="validation"),
     test_optimizee=optimizees.mlp_classifier(dataset, split="test"),
     optimizee_name=f"{chosen.dataset}, 20 sigmoid units",
-    learned_optimizer=optimizers.lstm(),
+    learned_optimizer=architectures.lstm(),
     estimator=estimators.truncated_backprop(
       unroll_length=20,
       horizon=chosen.horizon,
@@ -100,11 +117,32 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
   )
 
 
+def comparisons(size: Literal["smoke", "full"], seed: int) -> list[Comparison]:
+  """Those for more steps, on the same network."""
+  chosen = SIZES[size]
+  dataset = datasets.load(chosen.dataset)
+  return [
+    Comparison(
+      f"{one.num_steps}-steps",
+      optimizees.mlp_classifier(dataset, split="test"),
+      num_steps=one.num_steps,
+      optimizee_name=f"{chosen.dataset}, 20 sigmoid units",
+      tuning_optimizee=optimizees.mlp_classifier(dataset),
+      num_problems=one.num_problems,
+      num_tuning_problems=one.num_tuning_problems,
+      baselines=one.baselines,
+      seed=seed,
+    )
+    for one in chosen.longer
+  ]
+
+
 def main(
   size: Literal["smoke", "full"] = "full",
   out: pathlib.Path | None = None,
   seed: int = 0,
   resume: bool = False,
+  optimizers: tuple[str, ...] = (),
 ) -> None:
   """Meta-trains an LSTM on a small MNIST network and compares it with tuned baselines.
 
@@ -112,13 +150,19 @@ def main(
     size: how much work to do: smoke takes seconds, full within an hour on 2 cores.
     out: the folder of the run; by default runs/mnist-SIZE-SEED.
     seed: of everything random.
-    resume: continue the run in that folder.
+    resume: continue the run in that folder, and take from it what is finished.
+    optimizers: names or folders of saved optimizers to compare for more steps; nothing is trained
+      then.
   """
   devices.use_cores()
   folder = out or pathlib.Path("runs") / f"mnist-{size}-{seed}"
-  chosen = recipe(size, seed)
-  cli.run_recipe(chosen, folder, resume=resume)
-  cli.evaluate_recipe(chosen, folder, num_steps=SIZES[size].horizon)
+  saved = {name: name for name in optimizers}
+  if not saved:
+    chosen = recipe(size, seed)
+    run = cli.run_recipe(chosen, folder, resume=resume)
+    cli.evaluate_recipe(chosen, folder, num_steps=SIZES[size].horizon)
+    saved = {"lstm": str(run.out / "optimizer")}
+  cli.compare(comparisons(size, seed), saved, folder, resume=resume)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ from learned_opt import (
 from learned_opt.comparisons import Comparison
 
 BASELINES = ("sgd", "momentum", "nag", "rmsprop", "adam")
+# To tune one for 10,000 steps takes as long as to tune all of them for 1,000.
+LONG_BASELINES = ("nag", "adam")
 NETWORKS = (
   *("relu", "elu", "tanh", "2-layers", "5-layers", "10-layers"),
   *("sines", "sines-2-layers", "sines-less-noise"),
@@ -145,7 +147,7 @@ def comparisons(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Compa
       tuning_optimizee=tuning,
       num_problems=num_problems,
       num_tuning_problems=min(num_problems, chosen.num_tuning_problems),
-      baselines=chosen.baselines,
+      baselines=LONG_BASELINES if num_steps > 1000 else chosen.baselines,
       seed=seed,
     )
     for name, (test, tuning), num_steps, num_problems in plan

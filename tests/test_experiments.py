@@ -60,3 +60,10 @@ def test_rnnprop_takes_a_saved_optimizer_to_chosen_problems(tmp_path):
   rnnprop.main(size="smoke", out=tmp_path, optimizer="rnnprop-mnist", problems=("relu",))
   assert [path.name for path in tmp_path.iterdir()] == ["relu"]
   assert (tmp_path / "relu" / "evaluation.json").is_file()
+
+
+def test_mnist_takes_saved_optimizers_to_more_steps(tmp_path):
+  mnist = import_file(FOLDER / "mnist.py")
+  mnist.main(size="smoke", out=tmp_path, optimizers=("lstm-mnist", "rnnprop-mnist"))
+  assert [path.name for path in tmp_path.iterdir()] == ["60-steps"]
+  assert (tmp_path / "60-steps" / "evaluation.json").is_file()
