@@ -84,9 +84,8 @@ def estimator(name: str, size: Size) -> MetaGradientEstimator:
   return make(size.unroll_length, size.horizon, size.num_particles, meta_losses.mean)
 
 
-def trials(name: str, size_name: SizeName, seed: int) -> tuple[runs.Recipe, ...]:
+def trials(name: str, size: Size, command: str, seed: int) -> tuple[runs.Recipe, ...]:
   """The trainings by one estimator: as many inner steps for each, at the same learning rates."""
-  size = SIZES[size_name]
   steps_per_estimate = size.horizon if name.startswith("full") else size.unroll_length
   validate_every = max(1, size.inner_steps // steps_per_estimate // size.num_validations)
   recipe = runs.Recipe(
@@ -103,7 +102,7 @@ def trials(name: str, size_name: SizeName, seed: int) -> tuple[runs.Recipe, ...]
     num_test_problems=size.num_test_problems,
     baselines=(),
     description={
-      "command": f"python experiments/estimator_race.py --size {size_name} --seed {seed}",
+      "command": command,
       "optimizee": f"{_name(size)}, minibatches of 64",
       "estimator": (
         f"{name}, {steps_per_estimate} of {size.horizon} steps, {size.num_particles} problems"
@@ -139,23 +138,35 @@ def main(
   out: pathlib.Path | None = None,
   seed: int = 0,
   resume: bool = False,
+  racers: tuple[str, ...] = (),
+  outer_learning_rates: tuple[float, ...] = (),
 ) -> None:
   """Meta-trains by each estimator and draws the race.
 
   Args:
-    size: how much work to do: smoke takes seconds; cpu, as estimated, two hours on 2 cores.
+    size: how much work to do: smoke takes seconds; cpu an hour on 2 cores.
     out: the folder of the searches; by default runs/estimator_race-SIZE-SEED.
     seed: of everything random.
     resume: continue what is in that folder.
+    racers: estimators, such as pes; without any, those of the size.
+    outer_learning_rates: among which each of them has the best; without any, those of the size.
   """
+  if unknown := set(racers) - set(RACERS):
+    raise SystemExit(f"unknown racers {sorted(unknown)}: there are {', '.join(RACERS)}")
   devices.use_cores()
-  chosen = SIZES[size]
+  chosen, command = SIZES[size], f"python experiments/estimator_race.py --size {size} --seed {seed}"
+  if racers:
+    chosen = chosen._replace(racers=racers)
+    command += f" --racers {' '.join(racers)}"
+  if outer_learning_rates:
+    chosen = chosen._replace(outer_learning_rates=outer_learning_rates)
+    command += f" --outer-learning-rates {' '.join(map(str, outer_learning_rates))}"
   folder = out or pathlib.Path("runs") / f"estimator_race-{size}-{seed}"
   histories, saved = {}, {}
   for name in chosen.racers:
     begun = (folder / name).exists()
     found = cli.run_search(
-      trials(name, size, seed),
+      trials(name, chosen, command, seed),
       folder / name,
       num_problems=chosen.num_test_problems,
       resume=resume and begun,
