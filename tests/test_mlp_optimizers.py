@@ -161,6 +161,7 @@ def test_large_tensors_one_after_the_other_give_the_same(monkeypatch, num_tensor
   states = [{"total": 10.0 * x} for x in xs]
   expected = _tensors.map_tensors(function, 2.0, xs, states)
   monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
+  monkeypatch.setattr(_tensors, "_MIN_LOOPED_SIZE", 1)
   monkeypatch.setattr(_tensors, "_MIN_LOOPED", 5)
   chex.assert_trees_all_equal(_tensors.map_tensors(function, 2.0, xs, states), expected)
   # On accelerators, where a branch waits for the host, they are stacked.
@@ -231,6 +232,7 @@ LOOPED = [
 def test_many_large_tensors_in_a_loop_give_the_same(monkeypatch, architecture):
   side_by_side = trajectory(architecture, {"tall": jnp.bfloat16}, 2)
   monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
+  monkeypatch.setattr(_tensors, "_MIN_LOOPED_SIZE", 1)
   monkeypatch.setattr(_tensors, "_MIN_LOOPED", 2)
   in_a_loop = trajectory(architecture, {"tall": jnp.bfloat16}, 2)
   chex.assert_trees_all_equal_shapes_and_dtypes(in_a_loop, side_by_side)
@@ -256,6 +258,7 @@ def test_a_loop_over_tensors_has_the_same_derivatives(monkeypatch, key, problems
 
   expected = gradient()
   monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
+  monkeypatch.setattr(_tensors, "_MIN_LOOPED_SIZE", 1)
   monkeypatch.setattr(_tensors, "_MIN_LOOPED", 2)
   chex.assert_trees_all_close(gradient(), expected, rtol=1e-4, atol=1e-5)
   assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(expected[1])) > 0
@@ -284,6 +287,7 @@ def test_the_program_hardly_grows_with_equal_layers(by_rows):
 
 def test_a_loop_over_many_layers_adds_copies_alone(by_rows, monkeypatch):
   monkeypatch.setattr(_tensors, "_MIN_LARGE", 1)
+  monkeypatch.setattr(_tensors, "_MIN_LOOPED_SIZE", 1)
 
   def count(number):
     text = lowered(optimizers.adafac_mlp(1, 2), number)[0].compile().as_text()

@@ -39,6 +39,9 @@ _MIN_LARGE = 2**20
 # they would take more than a quarter of what adafac_mlp keeps of all.
 _MIN_LOOPED = 12
 
+# Coordinates of each of them, from which on the loop is as fast as one over stacked tensors.
+_MIN_LOOPED_SIZE = 2**14
+
 
 def map_tensors(
   function: TensorFunction,
@@ -88,9 +91,10 @@ def _map_group(
   states: Sequence[Any],
 ) -> tuple[Sequence[Any], Sequence[Any]]:
   """Side by side what is small, one after the other what is large."""
-  is_large = sum(leaf.size for leaf in jax.tree.leaves(inputs)) >= _MIN_LARGE
+  sizes = [leaf.size for leaf in jax.tree.leaves(inputs)]
+  is_large = sum(sizes) >= _MIN_LARGE
   # An accelerator would wait for the host at each branch of a loop over arrays that are apart.
-  loops = is_large and jax.default_backend() == "cpu"
+  loops = is_large and max(sizes) >= _MIN_LOOPED_SIZE and jax.default_backend() == "cpu"
 
   def as_group(inputs: Sequence[Any], states: Sequence[Any]) -> Any:
     return None if group_function is None else group_function(shared, inputs, states)
