@@ -7,7 +7,8 @@ pixels by each estimator in turn, at several outer learning rates, with the same
 steps; takes the best rate of each by validation; and draws the validation loss against the seconds.
 At cpu size problems have 200 steps, at gpu size 1,000.
 
-Expected: at 200 steps every estimator ends below 1.2, truncated backpropagation first in seconds.
+Expected: at 200 steps every estimator ends below 1.2, and ES-Single is the best and below tuned
+Adam, at about 0.65 where that has 0.69.
 """
 
 import functools
