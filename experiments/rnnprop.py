@@ -34,8 +34,8 @@ from learned_opt import (
 from learned_opt.comparisons import Comparison
 
 BASELINES = ("sgd", "momentum", "nag", "rmsprop", "adam")
-# To tune one for 10,000 steps takes as long as to tune all of them for 1,000.
-LONG_BASELINES = ("nag", "adam")
+# For 10,000 steps and for convolutions, where one takes as long as all of them elsewhere.
+FEW_BASELINES = ("nag", "adam")
 NETWORKS = (
   *("relu", "elu", "tanh", "2-layers", "5-layers", "10-layers"),
   *("sines", "sines-2-layers", "sines-less-noise"),
@@ -63,9 +63,7 @@ class Size(NamedTuple):
 
 SIZES = {
   "smoke": Size("digits", 20, 4, 2, 2, 2, (), ("relu",), 2, 2, 0, 2, ("adam",)),
-  "cpu": Size(
-    "mnist", 100, 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 16, 8, BASELINES
-  ),
+  "cpu": Size("mnist", 100, 5_000, 250, 16, 100, (1000, 10_000), NETWORKS, 100, 4, 8, 8, BASELINES),
   "paper": Size(
     "mnist", 100, 50_000, 500, 64, 100, (2000, 10_000), NETWORKS, 100, 100, 100, 32, BASELINES
   ),
@@ -127,18 +125,21 @@ def comparisons(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Compa
   """What the optimizer was not trained on."""
   chosen = SIZES[size]
   networks = _networks(chosen)
+  few = min(chosen.num_long_problems, chosen.num_tuning_problems)
   plan = [
     *(
-      (f"{steps}-steps", _images(chosen), steps, chosen.num_long_problems)
+      (f"{steps}-steps", _images(chosen), steps, chosen.num_long_problems, few)
       for steps in chosen.long_steps
     ),
     *(
-      (name, networks[name], chosen.num_steps, chosen.num_test_problems) for name in chosen.networks
+      (name, networks[name], chosen.num_steps, chosen.num_test_problems, chosen.num_tuning_problems)
+      for name in chosen.networks
     ),
   ]
-  if chosen.num_convolutional_problems:
-    number = chosen.num_convolutional_problems
-    plan.append((CONVOLUTIONS, networks[CONVOLUTIONS], chosen.num_steps, number))
+  if number := chosen.num_convolutional_problems:
+    plan.append(
+      (CONVOLUTIONS, networks[CONVOLUTIONS], chosen.num_steps, number, max(1, number // 4))
+    )
   return [
     Comparison(
       name,
@@ -146,11 +147,11 @@ def comparisons(size: Literal["smoke", "cpu", "paper"], seed: int) -> list[Compa
       num_steps=num_steps,
       tuning_optimizee=tuning,
       num_problems=num_problems,
-      num_tuning_problems=min(num_problems, chosen.num_tuning_problems),
-      baselines=LONG_BASELINES if num_steps > 1000 else chosen.baselines,
+      num_tuning_problems=num_tuning_problems,
+      baselines=FEW_BASELINES if num_steps > 1000 or name == CONVOLUTIONS else chosen.baselines,
       seed=seed,
     )
-    for name, (test, tuning), num_steps, num_problems in plan
+    for name, (test, tuning), num_steps, num_problems, num_tuning_problems in plan
   ]
 
 
