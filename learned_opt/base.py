@@ -46,7 +46,7 @@ class ImageDataset(NamedTuple):
   @property
   def num_classes(self) -> int:
     """One more than the largest training label."""
-    return int(np.max(self.train[1])) + 1
+    return int(np.max(np.asarray(self.train[1]))) + 1
 
 
 class TextDataset(NamedTuple):

@@ -47,7 +47,7 @@ def _check_split(name: str, characters: np.ndarray, length: int, num_characters:
     raise ValueError(
       f"text.{name} must have at least length + 1 = {length + 1} characters, got {len(characters)}"
     )
-  if np.max(characters) >= num_characters:
+  if np.max(np.asarray(characters)) >= num_characters:
     raise ValueError(f"text.{name} has characters beyond the vocabulary of {num_characters}")
 
 
