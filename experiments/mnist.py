@@ -26,6 +26,7 @@ from learned_opt import (
   meta_losses,
   optimizees,
   runs,
+  search,
 )
 from learned_opt import optimizers as architectures
 from learned_opt.baselines import BASELINES
@@ -36,6 +37,9 @@ PAPER = (
   (1, 5, 10, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200),
   (2.301, 1.330, 0.747, 0.455, 0.334, 0.306, 0.263, 0.245, 0.235, 0.238, 0.224, 0.216, 0.215),
 )
+
+
+SizeName = Literal["smoke", "full", "paper"]
 
 
 class Longer(NamedTuple):
@@ -60,6 +64,8 @@ class Size(NamedTuple):
   num_steps: int = 100
   horizon: int = 200
   baselines: tuple[str, ...] = tuple(BASELINES)
+  outer_learning_rates: tuple[float, ...] = (3e-3,)
+  num_seeds: int = 1
 
 
 SIZES = {
@@ -68,11 +74,17 @@ SIZES = {
     *("mnist", 10_000, 500, 8, 100, 16),
     (Longer(1000, 100, 8, tuple(BASELINES)), Longer(10_000, 8, 4, ("nag", "adam"))),
   ),
+  "paper": Size(
+    *("mnist", 10_000, 500, 64, 100, 32),
+    tuple(Longer(steps, 100, 32, tuple(BASELINES)) for steps in (200, 1000, 10_000)),
+    outer_learning_rates=(1e-3, 3e-3),
+    num_seeds=3,
+  ),
 }
 
 
-def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
-  """The experiment at one of its sizes.
+def trials(size: SizeName, seed: int) -> tuple[runs.Recipe, ...]:
+  """The training at one of its sizes; at paper size one for each outer learning rate and seed.
 
   The optimizer and the problem are the paper's: preprocessing with p = 10, output scale 0.1, one
   problem an outer step, unrolls of 20 steps; theta_0 has the released code's scale of 0.01. Ours
@@ -82,7 +94,7 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
   """
   chosen = SIZES[size]
   dataset = datasets.load(chosen.dataset)
-  return runs.Recipe(
+  recipe = runs.Recipe(
     name="lstm",
     optimizee=optimizees.mlp_classifier(dataset),
     validation_optimizee=optimizees.mlp_classifier(dataset, split="validation"),
@@ -95,7 +107,6 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
       meta_loss=meta_losses.mean_log,
       replayed_coordinates=2048,
     ),
-    outer_learning_rate=3e-3,
     schedule="cosine",
     num_outer_steps=chosen.num_outer_steps,
     validate_every=chosen.validate_every,
@@ -103,7 +114,6 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
     num_test_problems=chosen.num_test_problems,
     num_tuning_problems=chosen.num_tuning_problems,
     baselines=chosen.baselines,
-    seed=seed,
     evaluation_steps=chosen.num_steps,
     description={
       "command": f"python experiments/mnist.py --size {size} --seed {seed}",
@@ -113,11 +123,13 @@ def recipe(size: Literal["smoke", "full"], seed: int) -> runs.Recipe:
         "2048 coordinates a tensor"
       ),
     },
-    published={"lstm": PAPER} if size == "full" else {},
+    published={"lstm": PAPER} if size != "smoke" else {},
   )
+  seeds = range(seed, seed + chosen.num_seeds)
+  return search.grid(recipe, chosen.outer_learning_rates, seeds)
 
 
-def comparisons(size: Literal["smoke", "full"], seed: int) -> list[Comparison]:
+def comparisons(size: SizeName, seed: int) -> list[Comparison]:
   """Those for more steps, on the same network."""
   chosen = SIZES[size]
   dataset = datasets.load(chosen.dataset)
@@ -138,7 +150,7 @@ def comparisons(size: Literal["smoke", "full"], seed: int) -> list[Comparison]:
 
 
 def main(
-  size: Literal["smoke", "full"] = "full",
+  size: SizeName = "full",
   out: pathlib.Path | None = None,
   seed: int = 0,
   resume: bool = False,
@@ -147,10 +159,11 @@ def main(
   """Meta-trains an LSTM on a small MNIST network and compares it with tuned baselines.
 
   Args:
-    size: how much work to do: smoke takes seconds, full within an hour on 2 cores.
+    size: how much work to do: smoke takes seconds, full an hour to train and one to compare on 2
+      cores; paper, a search, is for an accelerator.
     out: the folder of the run; by default runs/mnist-SIZE-SEED.
-    seed: of everything random.
-    resume: continue the run in that folder, and take from it what is finished.
+    seed: of everything random; the search has the next two as well.
+    resume: continue the run or search in that folder, and take from it what is finished.
     optimizers: names or folders of saved optimizers to compare for more steps; nothing is trained
       then.
   """
@@ -158,10 +171,15 @@ def main(
   folder = out or pathlib.Path("runs") / f"mnist-{size}-{seed}"
   saved = {name: name for name in optimizers}
   if not saved:
-    chosen = recipe(size, seed)
-    run = cli.run_recipe(chosen, folder, resume=resume)
-    cli.evaluate_recipe(chosen, folder, num_steps=SIZES[size].horizon)
-    saved = {"lstm": str(run.out / "optimizer")}
+    planned = trials(size, seed)
+    if len(planned) == 1:
+      trained = cli.run_recipe(planned[0], folder, resume=resume).out / "optimizer"
+      cli.evaluate_recipe(planned[0], folder, num_steps=SIZES[size].horizon)
+    else:
+      trained = cli.run_search(planned, folder, resume=resume).optimizer
+    if trained is None:
+      return
+    saved = {"lstm": str(trained)}
   cli.compare(comparisons(size, seed), saved, folder, resume=resume)
 
 

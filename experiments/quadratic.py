@@ -23,7 +23,7 @@ import tyro
 from learned_opt import cli, devices, estimators, optimizees, optimizers, runs, search
 from learned_opt.baselines import BASELINES
 
-SizeName = Literal["smoke", "demo", "full", "search"]
+SizeName = Literal["smoke", "demo", "full", "search", "paper"]
 
 # The LSTM of figure 4, read off.
 PAPER = (
@@ -51,6 +51,7 @@ SIZES = {
   "demo": Size((6e-3,), 1, 1400, 100, 128, 256, 2000, 128),
   "full": Size((3e-3,), 1, 5000, 250, 128, 512, 2000, 512),
   "search": Size((4e-3, 6e-3), 3, 3000, 100, 128, 512, 2000, 512),
+  "paper": Size((1e-3, 2e-3, 4e-3, 6e-3), 3, 10_000, 250, 128, 1024, 2000, 512),
 }
 
 
@@ -99,7 +100,7 @@ def main(
 
   Args:
     size: how much work to do: smoke takes seconds, demo 2 to 3 minutes, full 10 minutes and search
-      half an hour on 2 cores.
+      half an hour on 2 cores; paper is for an accelerator.
     out: the folder of the run or search; by default runs/quadratic-SIZE-SEED.
     seed: of everything random; the search has the next two as well.
     resume: continue what is in that folder.
