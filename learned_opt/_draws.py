@@ -27,7 +27,7 @@ _DEVIATION_WITHIN_TWO = 0.87962566103423978
 def uniform(
   key: chex.PRNGKey,
   shape: Sequence[int] = (),
-  dtype: Any = jnp.float32,
+  dtype: Any = float,
   minval: chex.Numeric = 0.0,
   maxval: chex.Numeric = 1.0,
 ) -> jax.Array:
@@ -42,33 +42,32 @@ def uniform(
   return jax.random.uniform(key, (whole,), dtype, minval, maxval)[:size].reshape(shape)
 
 
-def normal(key: chex.PRNGKey, shape: Sequence[int] = (), dtype: Any = jnp.float32) -> jax.Array:
+def normal(key: chex.PRNGKey, shape: Sequence[int] = (), dtype: Any = float) -> jax.Array:
   """What `jax.random.normal` draws.
 
   >>> key = jax.random.key(0)
   >>> bool(jnp.allclose(normal(key, (3, 2)), jax.random.normal(key, (3, 2))))
   True
   """
-  return _normal(key, tuple(shape), jnp.dtype(dtype))
+  return _normal(key, tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
-def truncated_normal(
-  key: chex.PRNGKey, shape: Sequence[int] = (), dtype: Any = jnp.float32
-) -> jax.Array:
+def truncated_normal(key: chex.PRNGKey, shape: Sequence[int] = (), dtype: Any = float) -> jax.Array:
   """What `jax.random.truncated_normal` draws between -2 and 2.
 
   >>> key = jax.random.key(0)
   >>> bool(jnp.allclose(truncated_normal(key, (5,)), jax.random.truncated_normal(key, -2, 2, (5,))))
   True
   """
-  return _truncated_normal(key, tuple(shape), jnp.dtype(dtype))
+  return _truncated_normal(key, tuple(shape), jax.dtypes.canonicalize_dtype(dtype))
 
 
 def normal_init(stddev: float) -> Initializer:
   """What `flax.linen.initializers.normal` is."""
 
-  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+  def init(key, shape, dtype=None, out_sharding=None):
     del out_sharding
+    dtype = float if dtype is None else dtype
     return normal(key, shape, dtype) * jnp.asarray(stddev, dtype)
 
   return init
@@ -77,8 +76,9 @@ def normal_init(stddev: float) -> Initializer:
 def truncated_normal_init(stddev: float) -> Initializer:
   """What `flax.linen.initializers.truncated_normal` is."""
 
-  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+  def init(key, shape, dtype=None, out_sharding=None):
     del out_sharding
+    dtype = float if dtype is None else dtype
     return truncated_normal(key, shape, dtype) * jnp.asarray(stddev, dtype)
 
   return init
@@ -87,8 +87,9 @@ def truncated_normal_init(stddev: float) -> Initializer:
 def lecun_normal_init() -> Initializer:
   """What `flax.linen.initializers.lecun_normal` is: of the variance 1 / fan-in."""
 
-  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+  def init(key, shape, dtype=None, out_sharding=None):
     del out_sharding
+    dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
     deviation = np.sqrt(np.array(1 / math.prod(shape[:-1]), dtype))
     stddev = deviation / np.array(_DEVIATION_WITHIN_TWO, dtype)
     return truncated_normal(key, shape, dtype) * jnp.asarray(stddev, dtype)

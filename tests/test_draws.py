@@ -56,6 +56,14 @@ def test_in_float64_too(x64, key, name):
   np.testing.assert_allclose(ours, theirs, rtol=1e-14, atol=1e-16)
 
 
+@pytest.mark.parametrize("name", DRAWS)
+def test_floats_are_as_wide_as_jax_has_them(x64, key, name):
+  draw = DRAWS[name][0]
+  if name != "between":
+    assert draw(key, (7, 3)).dtype == jnp.float64
+  assert draw(key, (7, 3), jnp.float32).dtype == jnp.float32
+
+
 @pytest.mark.parametrize("draw", [_draws.uniform, _draws.normal, _draws.truncated_normal])
 def test_the_bits_are_drawn_in_a_row(key, draw):
   program = jax.jit(lambda key: draw(key, (20, 10))).lower(key).as_text()

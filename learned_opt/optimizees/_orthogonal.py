@@ -29,7 +29,7 @@ def random_orthogonal(key: chex.PRNGKey, size: int) -> jax.Array:
     >>> bool(jnp.allclose(q.T @ q, jnp.eye(5), atol=1e-5))
     True
   """
-  columns = _draws.normal(key, (size, size))
+  columns = _draws.normal(key, (size, size), jnp.float32)
 
   def add_column(index: jax.Array, found: jax.Array) -> jax.Array:
     column = columns[index]

@@ -42,7 +42,7 @@ def init_mlp(
   keys = jax.random.split(key, len(names))
   return {
     name: {
-      "kernel": _draws.truncated_normal(k, (ins, outs)) / math.sqrt(ins),
+      "kernel": _draws.truncated_normal(k, (ins, outs), jnp.float32) / math.sqrt(ins),
       "bias": jnp.zeros(outs, jnp.float32),
     }
     for name, k, ins, outs in zip(names, keys, sizes[:-1], sizes[1:], strict=True)

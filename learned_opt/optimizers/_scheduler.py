@@ -101,7 +101,7 @@ def init_layers(key: chex.PRNGKey, sizes: Mapping[str, tuple[int, int]]) -> dict
   """Layers by their names: weights from a truncated normal of scale 1 / sqrt(inputs), biases 0."""
   return {
     name: {
-      "kernel": _draws.truncated_normal(k, shape) / math.sqrt(shape[0]),
+      "kernel": _draws.truncated_normal(k, shape, jnp.float32) / math.sqrt(shape[0]),
       "bias": jnp.zeros(shape[1], jnp.float32),
     }
     for k, (name, shape) in zip(jax.random.split(key, len(sizes)), sizes.items(), strict=True)

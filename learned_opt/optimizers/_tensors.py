@@ -132,12 +132,10 @@ def _one_after_another(
   like, _ = jax.eval_shape(function, inputs[0], states[0])
   outputs = [jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like) for _ in inputs]
 
-  def read(index: jax.Array, trees: Sequence[Any]) -> Any:
-    branches = [lambda trees, at=k: trees[at] for k in range(len(trees))]
-    return jax.lax.switch(index, branches, trees)
-
   def replace_one(index: jax.Array, pairs: list[Any]) -> list[Any]:
-    new = function(read(index, inputs), read(index, [state for _, state in pairs]))
+    tensors = [(tensor, state) for tensor, (_, state) in zip(inputs, pairs, strict=True)]
+    branches = [lambda tensors, at=k: tensors[at] for k in range(len(tensors))]
+    new = function(*jax.lax.switch(index, branches, tensors))
     return [
       jax.lax.cond(index == k, lambda new, old: new, lambda new, old: old, new, pair)
       for k, pair in enumerate(pairs)

@@ -183,7 +183,7 @@ def _init(key: chex.PRNGKey, hidden: int, tensor: int, problem: int) -> chex.Arr
   keys = iter(jax.random.split(key, 20))
 
   def normal(*shape: int, scale: float = 0.5) -> jax.Array:
-    return scale / math.sqrt(shape[0]) * _draws.normal(next(keys), shape)
+    return scale / math.sqrt(shape[0]) * _draws.normal(next(keys), shape, np.float32)
 
   def constant(value: float) -> jax.Array:
     return jnp.full((), value, np.float32)

@@ -155,7 +155,7 @@ def _rnn_mlp(
     start = {name: jnp.zeros(lstm_size, np.float32) for name in CellState._fields}
     sizes = {"from_lstms": _FROM_LSTMS, "from_network": _FROM_NETWORK}
     for k, (name, size) in zip(start_keys, sizes.items(), strict=True):
-      start[name] = _draws.truncated_normal(k, (size,)) / math.sqrt(size)
+      start[name] = _draws.truncated_normal(k, (size,), np.float32) / math.sqrt(size)
     network = init_mlp(
       network_key, _NUM_FEATURES + _NUM_SHARED, num_layers * (hidden_size,), 2 + _FROM_NETWORK
     )
