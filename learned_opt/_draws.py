@@ -8,7 +8,7 @@ on the kernels of a small convolution.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -64,24 +64,12 @@ def truncated_normal(key: chex.PRNGKey, shape: Sequence[int] = (), dtype: Any = 
 
 def normal_init(stddev: float) -> Initializer:
   """What `flax.linen.initializers.normal` is."""
-
-  def init(key, shape, dtype=None, out_sharding=None):
-    del out_sharding
-    dtype = float if dtype is None else dtype
-    return normal(key, shape, dtype) * jnp.asarray(stddev, dtype)
-
-  return init
+  return _scaled(normal, stddev)
 
 
 def truncated_normal_init(stddev: float) -> Initializer:
   """What `flax.linen.initializers.truncated_normal` is."""
-
-  def init(key, shape, dtype=None, out_sharding=None):
-    del out_sharding
-    dtype = float if dtype is None else dtype
-    return truncated_normal(key, shape, dtype) * jnp.asarray(stddev, dtype)
-
-  return init
+  return _scaled(truncated_normal, stddev)
 
 
 def lecun_normal_init() -> Initializer:
@@ -93,6 +81,15 @@ def lecun_normal_init() -> Initializer:
     deviation = np.sqrt(np.array(1 / math.prod(shape[:-1]), dtype))
     stddev = deviation / np.array(_DEVIATION_WITHIN_TWO, dtype)
     return truncated_normal(key, shape, dtype) * jnp.asarray(stddev, dtype)
+
+  return init
+
+
+def _scaled(draw: Callable[..., jax.Array], stddev: float) -> Initializer:
+  def init(key, shape, dtype=None, out_sharding=None):
+    del out_sharding
+    dtype = float if dtype is None else dtype
+    return draw(key, shape, dtype) * jnp.asarray(stddev, dtype)
 
   return init
 
