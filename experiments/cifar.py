@@ -10,6 +10,7 @@ Expected: below every tuned baseline at the last step, on all three; the paper's
 step 1,000 on CIFAR-10 (its NAG 0.801), 0.358 and 0.041 on its subsets of five and two.
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -30,9 +31,9 @@ from learned_opt import (
   estimators,
   meta_losses,
   optimizees,
-  optimizers,
   runs,
 )
+from learned_opt import optimizers as architectures
 from learned_opt.baselines import BASELINES
 from learned_opt.comparisons import Comparison
 from learned_opt.plots import Published
@@ -58,16 +59,23 @@ PAPER = {
 }
 
 
-class Size(NamedTuple):
-  """How much work to do; the training's images have `training_pixels`, None for all, a side."""
+class Stage(NamedTuple):
+  """A part of a training; its images have so many `pixels` a side, None for all."""
 
-  dataset: str
-  training_pixels: int | None
-  channels: tuple[int, ...]
-  batch_size: int
+  pixels: int | None
   horizon: int
+  outer_learning_rate: float
   num_outer_steps: int
   validate_every: int
+
+
+class Size(NamedTuple):
+  """How much work to do."""
+
+  dataset: str
+  channels: tuple[int, ...]
+  batch_size: int
+  stages: tuple[Stage, ...]
   num_validation_problems: int
   num_steps: int
   num_test_problems: int
@@ -80,16 +88,22 @@ class Size(NamedTuple):
 
 SIZES = {
   "smoke": Size(
-    *("digits", None, (2,), 8, 20, 2, 2, 2, 2, 2, 2, ("5-labels",)),
+    *("digits", (2,), 8, (Stage(4, 20, 3e-3, 2, 2), Stage(None, 20, 1e-3, 2, 2))),
+    *(2, 2, 2, 2, ("5-labels",)),
     pairs=("lstm-sub",),
     baselines=("adam",),
   ),
   "cpu": Size(
-    *("cifar10", 8, (16, 16, 16), 32, 100, 3000, 150, 8, 100, 8, 2),
+    *("cifar10", (16, 16, 16), 32),
+    (Stage(8, 100, 3e-3, 3000, 150), Stage(16, 100, 1e-3, 1500, 150)),
+    *(8, 1000, 8, 2),
     starts_from_lstm_mnist=True,
     baselines=("sgd", "nag", "rmsprop", "adam"),
   ),
-  "paper": Size("cifar10", None, (16, 16, 16), 128, 1000, 20_000, 500, 8, 1000, 100, 8),
+  "paper": Size(
+    *("cifar10", (16, 16, 16), 128, (Stage(None, 1000, 3e-3, 20_000, 500),)),
+    *(8, 1000, 100, 8),
+  ),
 }
 
 
@@ -112,42 +126,49 @@ def network(
   )
 
 
-def recipe(name: PairName, size: SizeName, seed: int) -> runs.Recipe:
-  """The training of one of the two pairs.
+def stages(name: PairName, size: SizeName, seed: int) -> list[runs.Recipe]:
+  """The training of one of the two pairs, a recipe a stage.
 
   The network and the pair are the paper's. Which labels its subsets have, the horizon, the unrolls
   and the number of outer steps it does not say. Ours are the meta-loss, the mean of the log loss,
   the outer learning rate with its schedule, and that each outer step goes back through a sample of
   2,048 coordinates of a tensor. On a CPU both LSTMs start from `lstm-mnist` and are trained on
-  images of 8 x 8 pixels, a sixteenth of the convolutions' work.
+  images of 8 x 8 pixels, a sixteenth of the convolutions' work, and then on
+  images of 16 x 16.
   """
+  first, *later = SIZES[size].stages
+  start, beginning = None, "random"
+  if SIZES[size].starts_from_lstm_mnist:
+    weights = learned_opt.load_artifact("lstm-mnist").meta_params
+    start, beginning = {"kernels": weights, "others": weights}, "both LSTMs from lstm-mnist"
+  return [
+    dataclasses.replace(_recipe(name, size, seed, first, beginning), initial_meta_params=start),
+    *(_recipe(name, size, seed, stage, "the best of the stage before") for stage in later),
+  ]
+
+
+def _recipe(name: PairName, size: SizeName, seed: int, stage: Stage, beginning: str) -> runs.Recipe:
   chosen = SIZES[size]
-  pixels = chosen.training_pixels
-  problems = functools.partial(network, size, pixels=pixels)
+  problems = functools.partial(network, size, pixels=stage.pixels)
   if name == "lstm-sub":
     problems = functools.partial(problems, num_labels=len(HELD_OUT), labels=HELD_OUT)
-  small = "" if pixels is None else f" at {pixels} x {pixels} pixels"
-  start = None
-  if chosen.starts_from_lstm_mnist:
-    weights = learned_opt.load_artifact("lstm-mnist").meta_params
-    start = {"kernels": weights, "others": weights}
+  small = "" if stage.pixels is None else f" at {stage.pixels} x {stage.pixels} pixels"
   return runs.Recipe(
     name=name,
     optimizee=problems(),
     validation_optimizee=problems("validation"),
     optimizee_name=_title(chosen.dataset, "10-labels" if name == "lstm" else "5 held-out labels"),
-    learned_optimizer=optimizers.lstm_pair(),
-    initial_meta_params=start,
+    learned_optimizer=architectures.lstm_pair(),
     estimator=estimators.truncated_backprop(
       unroll_length=20,
-      horizon=chosen.horizon,
+      horizon=stage.horizon,
       meta_loss=meta_losses.mean_log,
       replayed_coordinates=2048,
     ),
-    outer_learning_rate=3e-3,
+    outer_learning_rate=stage.outer_learning_rate,
     schedule="cosine",
-    num_outer_steps=chosen.num_outer_steps,
-    validate_every=chosen.validate_every,
+    num_outer_steps=stage.num_outer_steps,
+    validate_every=stage.validate_every,
     num_validation_problems=chosen.num_validation_problems,
     seed=seed,
     description={
@@ -157,10 +178,10 @@ def recipe(name: PairName, size: SizeName, seed: int) -> runs.Recipe:
         f"{chosen.batch_size}, labels {'0 to 9' if name == 'lstm' else '5 to 9'}"
       ),
       "estimator": (
-        f"truncated_backprop, 20 of {chosen.horizon} steps, mean log loss, one problem, "
+        f"truncated_backprop, 20 of {stage.horizon} steps, mean log loss, one problem, "
         "2048 coordinates a tensor"
       ),
-      "start": "both LSTMs from lstm-mnist" if start else "random",
+      "start": beginning,
     },
   )
 
@@ -216,28 +237,31 @@ def main(
   seed: int = 0,
   resume: bool = False,
   pairs: tuple[PairName, ...] = (),
+  optimizers: tuple[str, ...] = (),
   subsets: tuple[Literal["10-labels", "5-labels", "2-labels"], ...] = (),
 ) -> None:
   """Meta-trains two pairs of LSTMs on convolutional networks and compares them with baselines.
 
   Args:
     size: how much work to do: smoke takes seconds; cpu, with minibatches of 32 instead of 128,
-      100 steps and trainings on smaller images, hours on 2 cores; paper is for an accelerator.
+      trainings on smaller images and few problems to compare on, hours on 2 cores; paper is for
+      an accelerator.
     out: the folder of the runs; by default runs/cifar-SIZE-SEED.
     seed: of everything random.
     resume: continue the runs in that folder.
     pairs: which to train and compare; without any, both.
+    optimizers: names or folders of saved optimizers to compare instead; nothing is trained then.
     subsets: of the labels, on which they are compared; without any, all three.
   """
   devices.use_cores()
   folder = out or pathlib.Path("runs") / f"cifar-{size}-{seed}"
-  saved = {}
-  for name in pairs or SIZES[size].pairs:
+  saved = {name: name for name in optimizers}
+  for name in () if saved else pairs or SIZES[size].pairs:
     begun = (folder / name).exists()
-    run = cli.run_recipe(
-      recipe(name, size, seed), folder / name, resume=resume and begun, evaluate=False
+    run = cli.run_curriculum(
+      stages(name, size, seed), folder / name, resume=resume and begun, evaluate=False
     )
-    saved[name] = run.out / "optimizer"
+    saved[name] = str(run.out / "optimizer")
   cli.compare(comparisons(size, seed, subsets), saved, folder, resume=resume)
 
 

@@ -32,8 +32,10 @@ def test_runs_at_smoke_size(path, tmp_path, capsys):
   num_evaluations = written.count("evaluation.json")
   assert num_evaluations == written.count("learning_curves.png") > 0
   optimizers = sorted(out.rglob("optimizer"))
-  # One of each run, and one of the winner of each search.
-  assert len(optimizers) == written.count("history.json") + written.count("search.json")
+  # One of each run, and one of each search and of each curriculum.
+  assert len(optimizers) == sum(
+    written.count(f"{name}.json") for name in ("history", "search", "curriculum")
+  )
   for optimizer in optimizers:
     assert learned_opt.load_artifact(optimizer).card["recipe"]["seed"] == 0
   assert "adam" in capsys.readouterr().out
