@@ -67,7 +67,7 @@ class Recipe:
     num_test_problems: fresh problems of the evaluation.
     num_tuning_problems: problems on which each baseline is tuned.
     baselines: names in `BASELINES` or `MORE_BASELINES` of `learned_opt.evaluate`.
-    objective: what the baselines are tuned for, ``"final"`` or ``"sum"``.
+    objective: what the baselines are tuned for, ``"final"``, ``"late"`` or ``"sum"``.
     description: what the optimizees and the estimator are, and whatever else should be on
       record; JSON values. It goes into config.json and the card.
     published: curves of others for the figures of the evaluations, by name, as pairs

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, cast, get_args
@@ -17,7 +18,7 @@ from learned_opt._quasi_newton import scale_by_bfgs, scale_by_exact_line_search
 from learned_opt._statistics import count_as_infinite
 from learned_opt.base import Optimizee
 
-Objective = Literal["final", "sum"]
+Objective = Literal["final", "late", "sum"]
 
 # Exponents by which a grid grows at a time, and beyond which it does not: 2^-30 to 2^20.
 _WIDEN_BY = 4
@@ -224,8 +225,9 @@ def tune(
     num_problems: problems over which the objective is averaged. A loss that is drawn from
       minibatches needs more than one that is not.
     key: decides the problems.
-    objective: ``"final"`` for f(theta_T), as in the paper; ``"sum"`` for
-      f(theta_0) + ... + f(theta_{T-1}). The rankings differ.
+    objective: ``"final"`` for f(theta_T), as in the paper; ``"late"`` for the mean of the last
+      tenth of the losses, which needs fewer problems where minibatches make them noisy; ``"sum"``
+      for f(theta_0) + ... + f(theta_{T-1}). The rankings differ.
     block_size: see `learning_curves`.
 
   Returns:
@@ -282,7 +284,11 @@ def _learning_rate(exponent: int) -> float:
 def _scores(losses: np.ndarray, objective: Objective) -> np.ndarray:
   """``[P]``; a run with any loss that is not finite is +inf as a whole."""
   losses = count_as_infinite(losses)
-  scores = losses[:, -1] if objective == "final" else losses[:, :-1].sum(axis=1)
+  if objective == "sum":
+    scores = losses[:, :-1].sum(axis=1)
+  else:
+    num_last = 1 if objective == "final" else math.ceil((losses.shape[1] - 1) / 10)
+    scores = losses[:, -num_last:].mean(axis=1)
   return np.where(np.isfinite(losses).all(axis=1), scores, np.inf)
 
 

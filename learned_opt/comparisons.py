@@ -32,7 +32,7 @@ class Comparison:
     num_problems: test problems.
     num_tuning_problems: problems on which each baseline is tuned.
     baselines: names in `learned_opt.baselines.BASELINES`.
-    objective: what the baselines are tuned for, ``"final"`` or ``"sum"``.
+    objective: what the baselines are tuned for, ``"final"``, ``"late"`` or ``"sum"``.
     seed: decides test and tuning problems. They are not those of a run with the same seed's
       training, but those of its evaluation.
     description: what the problems are, and whatever else should be on record; JSON values.

@@ -129,7 +129,8 @@ def evaluate(
       `optimizee` is the test split. None means `optimizee`.
     num_tuning_problems: how many they are. More of them cost more, and make the choice between
       neighbouring learning rates more certain.
-    objective: what the learning rates are tuned for, ``"final"`` or ``"sum"``; see `tune`.
+    objective: what the learning rates are tuned for: ``"final"``, ``"late"`` or ``"sum"``; see
+      `tune`.
     optimizee_name: what the result calls the problems.
     block_size: problems optimized side by side; see `learning_curves`.
     on_progress: called with a few words before each part of the work.

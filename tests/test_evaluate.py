@@ -278,22 +278,26 @@ def test_the_grid_is_widened_without_compiling_again():
   assert tuned.learning_rate == 0.25
 
 
-def test_final_and_sum_choose_differently():
+def test_the_objectives_choose_differently():
   """A steep direction that starts far away decides the sum, a flat one the final loss."""
   curvatures, start, num_steps = np.array([1.0, 0.25]), np.array([10.0, 1.0]), 20
+  scores = {
+    "final": lambda losses: losses[:, -1],
+    "late": lambda losses: losses[:, -2:].mean(axis=1),
+    "sum": lambda losses: losses[:, :-1].sum(axis=1),
+  }
   tuned = {
     objective: tune_sgd(weighted_squares(curvatures, start), num_steps=20, objective=objective)
-    for objective in ("final", "sum")
+    for objective in scores
   }
   # 2^(1/2) is the half power of two nearest to 2 / (1 + .25), the best rate of contraction.
   assert tuned["final"].learning_rate == pytest.approx(math.sqrt(2.0))
   assert tuned["sum"].learning_rate == 1.0
-  for objective, index in (("final", slice(-1, None)), ("sum", slice(0, -1))):
+  for objective, score in scores.items():
     rates = tuned[objective].learning_rates
     decay = (1 - rates[:, None] * curvatures)[:, None] ** np.arange(num_steps + 1)[:, None]
     losses = np.sum(curvatures * (decay * start) ** 2, axis=-1) / 2
-    expected = losses[:, index].sum(axis=1)
-    np.testing.assert_allclose(tuned[objective].values, expected, rtol=1e-3, atol=1e-12)
+    np.testing.assert_allclose(tuned[objective].values, score(losses), rtol=1e-3, atol=1e-12)
 
 
 def test_a_learning_rate_with_which_one_problem_diverges_is_out():
@@ -337,7 +341,7 @@ def test_a_problem_that_always_diverges_is_an_error():
 @pytest.mark.parametrize(
   ("change", "match"),
   [
-    ({"objective": "best"}, r"objective must be one of \('final', 'sum'\), got 'best'"),
+    ({"objective": "best"}, r"objective must be one of \('final', 'late', 'sum'\), got 'best'"),
     ({"num_problems": 0}, "num_problems must be an integer of at least 1, got 0"),
     ({"num_steps": -1}, "num_steps must be an integer of at least 1, got -1"),
   ],
