@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,11 @@ PairName = Literal["lstm", "lstm-sub"]
 
 # The problems of the subsets have the first five labels; LSTM-sub is trained on the others.
 TESTED, HELD_OUT = range(5), range(5, 10)
+SUBSETS: dict[str, dict[str, Any]] = {
+  "10-labels": {},
+  "5-labels": {"num_labels": 5, "labels": TESTED},
+  "2-labels": {"num_labels": 2, "labels": TESTED},
+}
 
 # Figure 7, read off.
 PAPER_STEPS = (10, 50, 100, 200, 400, 600, 800, 1000)
@@ -69,6 +74,14 @@ class Stage(NamedTuple):
   validate_every: int
 
 
+class Trial(NamedTuple):
+  """A comparison with tuned baselines."""
+
+  num_steps: int
+  num_test_problems: int
+  num_tuning_problems: int
+
+
 class Size(NamedTuple):
   """How much work to do."""
 
@@ -77,9 +90,8 @@ class Size(NamedTuple):
   batch_size: int
   stages: tuple[Stage, ...]
   num_validation_problems: int
-  num_steps: int
-  num_test_problems: int
-  num_tuning_problems: int
+  trained: Trial
+  longer: Trial
   subsets: tuple[str, ...] = tuple(PAPER)
   pairs: tuple[PairName, ...] = ("lstm", "lstm-sub")
   starts_from_lstm_mnist: bool = False
@@ -89,20 +101,20 @@ class Size(NamedTuple):
 SIZES = {
   "smoke": Size(
     *("digits", (2,), 8, (Stage(4, 20, 3e-3, 2, 2), Stage(None, 20, 1e-3, 2, 2))),
-    *(2, 2, 2, 2, ("5-labels",)),
+    *(2, Trial(20, 2, 2), Trial(30, 2, 2), ("5-labels",)),
     pairs=("lstm-sub",),
     baselines=("adam",),
   ),
   "cpu": Size(
     *("cifar10", (16, 16, 16), 32),
     (Stage(8, 100, 3e-3, 3000, 150), Stage(16, 100, 1e-3, 1500, 150)),
-    *(8, 1000, 8, 1),
+    *(8, Trial(100, 32, 4), Trial(1000, 8, 1)),
     starts_from_lstm_mnist=True,
     baselines=("nag", "rmsprop", "adam"),
   ),
   "paper": Size(
     *("cifar10", (16, 16, 16), 128, (Stage(None, 1000, 3e-3, 20_000, 500),)),
-    *(8, 1000, 100, 8),
+    *(8, Trial(1000, 100, 8), Trial(1000, 100, 8)),
   ),
 }
 
@@ -150,14 +162,18 @@ def stages(name: PairName, size: SizeName, seed: int) -> list[runs.Recipe]:
 def _recipe(name: PairName, size: SizeName, seed: int, stage: Stage, beginning: str) -> runs.Recipe:
   chosen = SIZES[size]
   problems = functools.partial(network, size, pixels=stage.pixels)
+  subset = "10-labels"
   if name == "lstm-sub":
     problems = functools.partial(problems, num_labels=len(HELD_OUT), labels=HELD_OUT)
+    subset = "5-labels"
   small = "" if stage.pixels is None else f" at {stage.pixels} x {stage.pixels} pixels"
   return runs.Recipe(
     name=name,
     optimizee=problems(),
     validation_optimizee=problems("validation"),
-    optimizee_name=_title(chosen.dataset, "10-labels" if name == "lstm" else "5 held-out labels"),
+    test_optimizee=network(size, "test", **SUBSETS[subset]),
+    tuning_optimizee=network(size, **SUBSETS[subset]),
+    optimizee_name=_title(chosen.dataset, subset),
     learned_optimizer=architectures.lstm_pair(),
     estimator=estimators.truncated_backprop(
       unroll_length=20,
@@ -170,6 +186,11 @@ def _recipe(name: PairName, size: SizeName, seed: int, stage: Stage, beginning: 
     num_outer_steps=stage.num_outer_steps,
     validate_every=stage.validate_every,
     num_validation_problems=chosen.num_validation_problems,
+    evaluation_steps=chosen.trained.num_steps,
+    num_test_problems=chosen.trained.num_test_problems,
+    num_tuning_problems=chosen.trained.num_tuning_problems,
+    baselines=chosen.baselines,
+    objective="late",
     seed=seed,
     description={
       "command": f"python experiments/cifar.py --size {size} --seed {seed}",
@@ -189,24 +210,19 @@ def _recipe(name: PairName, size: SizeName, seed: int, stage: Stage, beginning: 
 def comparisons(size: SizeName, seed: int, subsets: Sequence[str] = ()) -> list[Comparison]:
   """On all labels, and on problems of five and of two of the tested ones, or some of these."""
   chosen = SIZES[size]
-  options = {
-    "10-labels": {},
-    "5-labels": {"num_labels": 5, "labels": TESTED},
-    "2-labels": {"num_labels": 2, "labels": TESTED},
-  }
   return [
     Comparison(
       name,
-      network(size, "test", **options[name]),
-      num_steps=chosen.num_steps,
+      network(size, "test", **SUBSETS[name]),
+      num_steps=chosen.longer.num_steps,
       optimizee_name=_title(chosen.dataset, name),
-      tuning_optimizee=network(size, "train", **options[name]),
-      num_problems=chosen.num_test_problems,
-      num_tuning_problems=chosen.num_tuning_problems,
+      tuning_optimizee=network(size, **SUBSETS[name]),
+      num_problems=chosen.longer.num_test_problems,
+      num_tuning_problems=chosen.longer.num_tuning_problems,
       baselines=chosen.baselines,
       objective="late",
       seed=seed,
-      published=_published(name, chosen.num_steps),
+      published=_published(name, chosen.longer.num_steps),
     )
     for name in subsets or chosen.subsets
   ]
@@ -259,9 +275,7 @@ def main(
   saved = {name: name for name in optimizers}
   for name in () if saved else pairs or SIZES[size].pairs:
     begun = (folder / name).exists()
-    run = cli.run_curriculum(
-      stages(name, size, seed), folder / name, resume=resume and begun, evaluate=False
-    )
+    run = cli.run_curriculum(stages(name, size, seed), folder / name, resume=resume and begun)
     saved[name] = str(run.out / "optimizer")
   cli.compare(comparisons(size, seed, subsets), saved, folder, resume=resume)
 

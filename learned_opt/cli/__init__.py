@@ -109,7 +109,6 @@ def run_curriculum(
   out: str | os.PathLike[str],
   *,
   resume: bool = False,
-  evaluate: bool = True,
   plots: bool = True,
 ) -> "Curriculum":
   """As `run_recipe`, for the stages of a curriculum.
@@ -118,7 +117,6 @@ def run_curriculum(
     stages: what to do; see `learned_opt.curriculum.train`.
     out: the folder of the curriculum.
     resume: whether to continue the curriculum that is there.
-    evaluate: whether to compare with tuned baselines at the end.
     plots: whether to draw the figures.
 
   Returns:
@@ -152,9 +150,7 @@ def run_curriculum(
 
   with _session.errors_in_one_line(), devices.use(devices.mesh()):
     _session.use_compilation_cache()
-    return _commands.run_curriculum(
-      stages, pathlib.Path(out), resume=resume, evaluate=evaluate, plots=plots
-    )
+    return _commands.run_curriculum(stages, pathlib.Path(out), resume=resume, plots=plots)
 
 
 def run_search(

@@ -74,23 +74,12 @@ def run_recipe(
 
 
 def run_curriculum(
-  stages: Sequence[runs.Recipe],
-  out: pathlib.Path,
-  *,
-  resume: bool,
-  evaluate: bool,
-  plots: bool,
+  stages: Sequence[runs.Recipe], out: pathlib.Path, *, resume: bool, plots: bool
 ) -> curriculum.Curriculum:
   """Trains with progress on stderr; prints the outcome; see `learned_opt.cli.run_curriculum`."""
   with _report.Reporter() as reporter:
     done = curriculum.train(
-      stages,
-      out,
-      resume=resume,
-      callbacks=[reporter],
-      evaluate=evaluate,
-      plots=plots,
-      on_progress=reporter.say,
+      stages, out, resume=resume, callbacks=[reporter], plots=plots, on_progress=reporter.say
     )
   _report.print_run(done)
   _exit_if_interrupted(done)
