@@ -145,8 +145,7 @@ def stages(name: PairName, size: SizeName, seed: int) -> list[runs.Recipe]:
   and the number of outer steps it does not say. Ours are the meta-loss, the mean of the log loss,
   the outer learning rate with its schedule, and that each outer step goes back through a sample of
   2,048 coordinates of a tensor. On a CPU both LSTMs start from `lstm-mnist` and are trained on
-  images of 8 x 8 pixels, a sixteenth of the convolutions' work, and then on
-  images of 16 x 16.
+  images of 8 x 8 pixels, a sixteenth of the convolutions' work, and then on images of 16 x 16.
   """
   first, *later = SIZES[size].stages
   start, beginning = None, "random"
