@@ -1,6 +1,7 @@
 """Every experiment runs at smoke size, and has its row."""
 
 import importlib.util
+import json
 import pathlib
 import re
 
@@ -69,3 +70,11 @@ def test_mnist_takes_saved_optimizers_to_more_steps(tmp_path):
   mnist.main(size="smoke", out=tmp_path, optimizers=("lstm-mnist", "rnnprop-mnist"))
   assert [path.name for path in tmp_path.iterdir()] == ["60-steps"]
   assert (tmp_path / "60-steps" / "evaluation.json").is_file()
+
+
+def test_cifar_compares_saved_optimizers(tmp_path):
+  cifar = import_file(FOLDER / "cifar.py")
+  cifar.main(size="smoke", out=tmp_path, optimizers=("lstm-cifar",))
+  evaluation = json.loads((tmp_path / "5-labels" / "evaluation.json").read_text())
+  assert set(evaluation["results"]) == {"lstm-cifar", "adam"}
+  assert not list(tmp_path.rglob("optimizer"))
