@@ -18,7 +18,6 @@ import pathlib
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from learned_opt import (
@@ -84,7 +83,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
   chosen = SIZES[size]
   test = functools.partial(
     optimizees.mlp_classifier,
-    jax.tree.map(jnp.asarray, datasets.load(chosen.test)),
+    jax.device_put(datasets.load(chosen.test)),
     hidden_sizes=(chosen.test_hidden_size,),
     activation="relu",
     initial_scale=None,

@@ -20,7 +20,6 @@ import pathlib
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from learned_opt import (
@@ -103,7 +102,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
   and 1e3, as so few outer steps are too few for what is farther away.
   """
   chosen = SIZES[size]
-  images = jax.tree.map(jnp.asarray, datasets.load(chosen.test.dataset))
+  images = jax.device_put(datasets.load(chosen.test.dataset))
   test = functools.partial(_problems, chosen.test, images)
   return runs.Recipe(
     name="celo-adam",

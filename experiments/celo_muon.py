@@ -106,7 +106,7 @@ SIZES = {
 def recipe(size: SizeName, seed: int) -> runs.Recipe:
   """The experiment at one of its sizes; all choices are ours."""
   chosen = SIZES[size]
-  images = jax.tree.map(jnp.asarray, datasets.load(chosen.test.dataset))
+  images = jax.device_put(datasets.load(chosen.test.dataset))
   test = functools.partial(_problems, chosen.test, images)
   start = learned_opt.load_artifact("celo-adam-mlps")
   config = start.learned_optimizer.config or {}

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -245,7 +244,7 @@ def _title(dataset: str, labels: str) -> str:
 def _dataset(name: str, pixels: int | None) -> ImageDataset:
   """On the device, once for all problems."""
   images = datasets.load(name)
-  return jax.tree.map(jnp.asarray, images if pixels is None else datasets.resize(images, pixels))
+  return jax.device_put(images if pixels is None else datasets.resize(images, pixels))
 
 
 def main(

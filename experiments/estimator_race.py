@@ -16,7 +16,6 @@ import pathlib
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from learned_opt import (
@@ -131,7 +130,7 @@ def _name(size: Size) -> str:
 @functools.cache
 def _dataset(name: str) -> ImageDataset:
   """At 8 x 8 pixels, on the device."""
-  return jax.tree.map(jnp.asarray, datasets.resize(datasets.load(name), 8, grey=True))
+  return jax.device_put(datasets.resize(datasets.load(name), 8, grey=True))
 
 
 def main(

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from learned_opt import ImageDataset, cli, datasets, devices, optimizees, plots
@@ -187,7 +186,7 @@ def _layers(number: int) -> str:
 @functools.cache
 def _dataset(name: str) -> ImageDataset:
   """On the device, once for all comparisons."""
-  return jax.tree.map(jnp.asarray, datasets.load(name))
+  return jax.device_put(datasets.load(name))
 
 
 def main(

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from learned_opt import (
@@ -191,7 +190,7 @@ def _splits(
 @functools.cache
 def _dataset(name: str) -> ImageDataset:
   """On the device, once for all comparisons."""
-  return jax.tree.map(jnp.asarray, datasets.load(name))
+  return jax.device_put(datasets.load(name))
 
 
 def main(

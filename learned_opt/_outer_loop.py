@@ -88,8 +88,9 @@ def final_loss(
   num_problems: int,
   num_steps: int,
 ) -> jax.Array:
-  """The mean last loss of problems drawn by a key; that of families, each by its first loss."""
+  """The mean last loss of problems drawn by a run's key; of families, each by its first loss."""
   tx = learned_optimizer.optimizer(meta_params)
+  key = jax.random.fold_in(key, VALIDATION)
 
   def losses_of(optimizee: Optimizee, key: chex.PRNGKey) -> jax.Array:
     state = init_inner_state(optimizee, tx, key)

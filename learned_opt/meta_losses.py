@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from learned_opt._compilation import RUNS_ONCE
 from learned_opt.base import MetaLoss
 
 
@@ -179,7 +180,7 @@ weighted_sum needs a weight for each step
   losses, steps = np.ones(horizon), np.arange(1, horizon + 1)
   if masked:
     _check_masked(meta_loss, losses, steps)
-  value = np.asarray(meta_loss(jnp.asarray(losses), jnp.asarray(steps)))
+  value = np.asarray(_value_of(meta_loss, losses, steps))
   if value.shape or not np.isfinite(value):
     raise ValueError(
       f"meta_loss must return a finite scalar for a horizon of {horizon} steps, got {value}; "
@@ -187,11 +188,16 @@ weighted_sum needs a weight for each step
     )
 
 
+def _value_of(meta_loss: MetaLoss, *args: np.ndarray, **kwargs: np.ndarray) -> jax.Array:
+  """As one program: operation by operation takes several times as long to compile."""
+  return jax.jit(meta_loss, compiler_options=RUNS_ONCE)(*args, **kwargs)
+
+
 def _check_masked(meta_loss: MetaLoss, losses: np.ndarray, steps: np.ndarray) -> None:
   counts = steps % 2 == 1
   losses, steps = np.where(counts, losses, np.nan), np.where(counts, steps, 0)
   try:
-    value = meta_loss(jnp.asarray(losses), jnp.asarray(steps), where=jnp.asarray(counts))
+    value = _value_of(meta_loss, losses, steps, where=counts)
   except TypeError as error:
     raise TypeError(
       "meta_loss must take the keyword `where` here, as problems end inside of unrolls; those of "

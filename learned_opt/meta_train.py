@@ -290,7 +290,7 @@ def run(
   if outer_optimizer is None:
     outer_optimizer = _default_outer_optimizer()
   for member in members(optimizee):
-    check_optimizee(member, jax.random.fold_in(key, _outer_loop.ESTIMATOR))
+    check_optimizee(member, key)
   optimizee = devices.replicate(optimizee)
   if state is None:
     current = _start(optimizee, learned_optimizer, estimator, outer_optimizer, key, meta_params)
@@ -314,7 +314,6 @@ def run(
   validate = functools.partial(
     _outer_loop.final_loss,
     validation_optimizee,
-    key=jax.random.fold_in(current.key, _outer_loop.VALIDATION),
     learned_optimizer=learned_optimizer,
     num_problems=num_validation_problems,
     num_steps=validation_steps,
@@ -325,7 +324,7 @@ def run(
   taken = int(current.outer_step)
 
   def keep_best(state: MetaTrainState) -> MetaTrainState:
-    loss = validate(state.meta_params)
+    loss = validate(state.meta_params, state.key)
     history.validation_step.append(taken)
     history.validation_loss.append(float(loss))
     history.seconds.append(seconds_before + time.perf_counter() - start)

@@ -294,7 +294,7 @@ def _validate(
     loss = _outer_loop.final_loss(
       optimizee,
       state.meta_params,
-      jax.random.fold_in(state.key, _outer_loop.VALIDATION),
+      state.key,
       learned_optimizer=learned_optimizer,
       num_problems=num_problems,
       num_steps=num_steps,

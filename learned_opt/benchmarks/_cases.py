@@ -131,7 +131,7 @@ def make_optimizee(case: Case) -> tuple[Optimizee, str | None]:
   """The problems of a case, their data on the device; and what the data are."""
   if case.problem in ("mlp", "conv"):
     dataset, name = load_dataset("mnist" if case.problem == "mlp" else "cifar10")
-    dataset = jax.tree.map(jnp.asarray, dataset)
+    dataset = jax.device_put(dataset)
     if case.problem == "mlp":
       return optimizees.mlp_classifier(dataset, hidden_sizes=(case.size,)), name
     return optimizees.conv_classifier(dataset, (case.size,) * 3, batch_size=32), name

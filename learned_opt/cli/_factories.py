@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from tyro.conf import arg
 
 from learned_opt import datasets
@@ -230,7 +229,7 @@ def _dataset_option(name: str, path: str, help_text: str, choices: Choices) -> O
     where = {folder: getattr(config, folder) for folder in ("data_dir", "manual_dir")}
     dataset = datasets.load(getattr(config, name), **where)
     # On the device once, however many splits are used.
-    return jax.tree.map(jnp.asarray, dataset)
+    return jax.device_put(dataset)
 
   folders = [
     Field(folder, Annotated[pathlib.Path | None, arg(help=help_texts[folder])], None)

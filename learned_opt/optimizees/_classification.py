@@ -71,7 +71,7 @@ def classifier(
     num_labels,
     pool,
   )
-  arrays = jax.tree.map(jnp.asarray, dataset)
+  arrays = jax.device_put(dataset)
   if num_labels is None:
     return Optimizee(data=arrays, **functions)
   index = {

@@ -97,7 +97,7 @@ def image_autoencoder(
     check_split(name, *getattr(dataset, name))
   module: Any = AutoEncoder(hidden_sizes, activation, as_float(initial_scale))
   functions = _functions(module, reconstruction, batch_size, split, outer_split)
-  return Optimizee(data=jax.tree.map(jnp.asarray, dataset), **functions)
+  return Optimizee(data=jax.device_put(dataset), **functions)
 
 
 # Cached so that equal arguments give the same functions, and hence no second compilation.
