@@ -17,7 +17,9 @@ number of devices, to rounding, and no random number does.
 """
 
 import contextlib
+import functools
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -169,6 +171,50 @@ def share(tree: Tree, axis: int = 0) -> Tree:
     return jax.lax.with_sharding_constraint(leaf, spec)
 
   return jax.tree.map(constrain, tree)
+
+
+def share_minibatch(tree: Tree) -> Tree:
+  """Shares a minibatch among virtual devices, where its problem is the only one.
+
+  For losses whose gradient costs much more than to add it up over devices. Without this, each
+  device would compute all of it, and the cores would compete. Under `vmap` over as many problems as
+  there are devices, or a multiple, arrays stay as they are: the problems are shared. So they do on
+  accelerators, where the others would only wait.
+
+  Args:
+    tree: arrays whose first axis is that of the minibatch. No derivatives are taken with respect to
+      them.
+
+  Returns:
+    The same values.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from learned_opt import devices
+    >>> devices.share_minibatch(jnp.arange(2.0)).tolist()
+    [0.0, 1.0]
+  """
+  if num_shards() == 1 or jax.default_backend() != "cpu":
+    return tree
+  return jax.tree.map(_share_unless_mapped(0), tree)
+
+
+@functools.cache
+def _share_unless_mapped(axis: int) -> Callable[[jax.Array], jax.Array]:
+  @jax.custom_batching.custom_vmap
+  def share_leaf(leaf: jax.Array) -> jax.Array:
+    return share(leaf, axis)
+
+  @share_leaf.def_vmap
+  def _(axis_size: int, in_batched: list[bool], leaf: jax.Array) -> tuple[jax.Array, bool]:
+    (mapped,) = in_batched
+    if not mapped:
+      return share_leaf(leaf), False
+    if axis_size % num_shards() == 0:
+      return leaf, True
+    return _share_unless_mapped(axis + 1)(leaf), True
+
+  return share_leaf
 
 
 def replicate(tree: Tree) -> Tree:

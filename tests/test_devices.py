@@ -98,6 +98,47 @@ def test_results_do_not_depend_on_the_number_of_devices():
     np.testing.assert_allclose(values, two["results"][name], rtol=2e-4, atol=2e-6, err_msg=name)
 
 
+# Of a single problem, or of several under `vmap`: the values, and whether sums go over devices.
+MINIBATCHES = """
+import json, sys
+from learned_opt import devices
+devices.use_cores(int(sys.argv[1]))
+import jax, numpy as np
+from learned_opt import datasets, optimizees
+
+problems = optimizees.conv_classifier(datasets.load("digits"), (2,), 3, batch_size=4)
+
+def gradient(key):
+  params, constants = problems.init(key, problems.data)
+  return jax.grad(problems.loss)(params, constants, problems.data, key)
+
+values, sums = {}, {}
+with devices.use(devices.mesh()):
+  for name, function, number in (
+    ("plain", lambda keys: gradient(keys[0]), 2),
+    ("one", jax.vmap(gradient), 1),
+    ("two", lambda keys: jax.vmap(gradient)(devices.share(keys)), 2),
+    ("three", jax.vmap(gradient), 3),
+    ("one of two", lambda keys: jax.vmap(jax.vmap(gradient))(devices.share(keys[:, None])), 2),
+  ):
+    program = jax.jit(function).lower(jax.random.split(jax.random.key(0), number)).compile()
+    leaves = jax.tree.leaves(program(jax.random.split(jax.random.key(0), number)))
+    values[name] = np.concatenate([np.ravel(leaf) for leaf in leaves]).tolist()
+    sums[name] = "all-reduce" in program.as_text()
+print(json.dumps({"values": values, "sums": sums}))
+"""
+
+
+def test_the_minibatch_of_a_single_problem_is_shared():
+  one, two = run(MINIBATCHES, "1"), run(MINIBATCHES, "2")
+  assert not any(one["sums"].values())
+  assert two["sums"] == {
+    "plain": True, "one": True, "two": False, "three": True, "one of two": False
+  }  # fmt: skip
+  for name, values in one["values"].items():
+    np.testing.assert_allclose(values, two["values"][name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
 COUNT = """
 import json
 from learned_opt import devices

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from learned_opt import devices
 from learned_opt.base import ImageDataset, Optimizee
 from learned_opt.optimizees._classification import Split, classifier
 from learned_opt.optimizees._convolution import Conv, max_pool
@@ -42,7 +43,7 @@ class ConvNet(nn.Module):
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps uint8 images ``[N, height, width, channels]`` to logits ``[N, num_classes]``."""
     inits = initializers(self.initial_scale)
-    x = images.astype(jnp.float32) / 255.0
+    x = devices.share_minibatch(images).astype(jnp.float32) / 255.0
     for index, channels in enumerate(self.channels):
       conv = Conv(channels, (5, 5), **inits, name=f"conv_{index}")
       norm = BatchNorm(self.initial_scale, name=f"conv_norm_{index}")
