@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 
 # Numbers in a patch: those of 5 x 5 pixels with 3 channels, 75, are faster in one product, those
 # with 16, 400, in one for each row of the kernel.
@@ -126,4 +127,5 @@ class Conv(nn.Module):
     shape = (*self.kernel_size, x.shape[-1], self.channels)
     kernel = self.param("kernel", self.kernel_init, shape)
     bias = self.param("bias", self.bias_init, (self.channels,))
+    x, kernel, bias = promote_dtype(x, kernel, bias)
     return convolve(x, kernel) + jnp.expand_dims(bias, (0, 1, 2))
