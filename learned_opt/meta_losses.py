@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learned_opt._compilation import RUNS_ONCE
 from learned_opt.base import MetaLoss
 
 
@@ -190,7 +189,7 @@ weighted_sum needs a weight for each step
 
 def _value_of(meta_loss: MetaLoss, *args: np.ndarray, **kwargs: np.ndarray) -> jax.Array:
   """As one program: operation by operation takes several times as long to compile."""
-  return jax.jit(meta_loss, compiler_options=RUNS_ONCE)(*args, **kwargs)
+  return jax.jit(meta_loss)(*args, **kwargs)
 
 
 def _check_masked(meta_loss: MetaLoss, losses: np.ndarray, steps: np.ndarray) -> None:

@@ -35,7 +35,7 @@ ARROWS = {
   "_draws": set(),
   "_statistics": set(),
   "optimizers": {"base", "kernels", "_blocks", "_coordinates", "_draws"},
-  "optimizees": {"base", "_draws"},
+  "optimizees": {"base", "devices", "_draws"},
   "datasets": {"base"},
   "families": {"base"},
   "estimators": {
