@@ -90,10 +90,13 @@ def use_log_axis(axes: "Axes", top: float = math.inf) -> None:
 
 
 def colors_of(names: Iterable[str]) -> dict[str, str]:
-  """One colour an optimizer; a baseline has the same one in all figures."""
+  """One colour an optimizer; a baseline has the same one in all figures, a learned one another."""
+  names = list(names)
   baselines = dict(zip(BASELINES, _BASELINE_COLORS, strict=True))
   baselines |= dict(zip(MORE_BASELINES, _MORE_BASELINE_COLORS, strict=True))
-  learned = itertools.cycle(LEARNED_COLORS)
+  taken = {baselines[name] for name in names if name in baselines}
+  colors = (*LEARNED_COLORS, *_MORE_BASELINE_COLORS)
+  learned = itertools.cycle([color for color in colors if color not in taken] or colors)
   return {name: baselines.get(name) or next(learned) for name in names}
 
 

@@ -267,6 +267,14 @@ def test_an_evaluation_has_them_if_it_asks():
   assert len(set(colors.values())) == 3
 
 
+def test_learned_optimizers_take_none_of_the_baselines_colors():
+  alone = _figures.colors_of(BASELINES)
+  beside = _figures.colors_of(["one", *BASELINES, "another", "third"])
+  assert len(set(beside.values())) == len(BASELINES) + 3
+  assert {name: beside[name] for name in BASELINES} == alone
+  assert beside["one"] == _figures.LEARNED_COLORS[0]
+
+
 def test_they_are_found_by_name_and_are_not_the_default():
   assert not BASELINES.keys() & MORE_BASELINES.keys()
   names = [*BASELINES, *MORE_BASELINES]
