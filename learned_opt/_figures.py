@@ -95,7 +95,8 @@ def colors_of(names: Iterable[str]) -> dict[str, str]:
   baselines = dict(zip(BASELINES, _BASELINE_COLORS, strict=True))
   baselines |= dict(zip(MORE_BASELINES, _MORE_BASELINE_COLORS, strict=True))
   taken = {baselines[name] for name in names if name in baselines}
-  colors = (*LEARNED_COLORS, *_MORE_BASELINE_COLORS)
+  # The darker of them first.
+  colors = (*LEARNED_COLORS, *reversed(_MORE_BASELINE_COLORS))
   learned = itertools.cycle([color for color in colors if color not in taken] or colors)
   return {name: baselines.get(name) or next(learned) for name in names}
 
