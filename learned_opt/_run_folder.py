@@ -82,15 +82,25 @@ def make(out: pathlib.Path, config: Mapping[str, Any], advice: str = "") -> None
   _write_config(out, config)
 
 
-def reopen(out: pathlib.Path, config: Mapping[str, Any]) -> None:
+def reopen(
+  out: pathlib.Path, config: Mapping[str, Any], *, may_have_more: str | None = None
+) -> None:
   """Checks that the folder holds the run that is to be continued, and can be written.
+
+  Under the name `may_have_more`, the configuration may have values that are not there yet.
 
   Raises:
     FileNotFoundError: if there is no run to resume.
     ValueError: if the run there has another configuration; the differences are named.
     OSError: if nothing can be written there.
   """
-  _check_same(read_json(out / CONFIG, "there is no run to resume"), config, out)
+  found = read_json(out / CONFIG, "there is no run to resume")
+  if may_have_more is not None:
+    found = {
+      **found,
+      may_have_more: {**config[may_have_more], **found.get(may_have_more, {})},
+    }
+  _check_same(found, config, out)
   _write_config(out, config)
 
 

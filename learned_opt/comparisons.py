@@ -76,7 +76,8 @@ def compare(
       tables and plots show.
     out: the folder under which that of the comparison is made.
     resume: whether to take the outcome from the folder if it is there already, and else to begin
-      anew what was interrupted.
+      anew what was interrupted. Optimizers that it does not have yet are added to it; only these
+      are run then, and their seconds a step are not measured side by side with those of the others.
     plots: whether to draw the figure, which needs matplotlib.
     on_progress: called with a few words before each part of the work.
 
@@ -85,7 +86,8 @@ def compare(
 
   Raises:
     FileExistsError: if the folder is there, is not empty, and not `resume`.
-    ValueError: if it holds the comparison of others, or as of `learned_opt.evaluate.evaluate`.
+    ValueError: if it holds another comparison, or one of optimizers of which some are not given or
+      have other weights now, or as of `learned_opt.evaluate.evaluate`.
     FileNotFoundError: if there is no such optimizer.
     ImportError: if matplotlib is missing and `plots`.
 
@@ -103,12 +105,21 @@ def compare(
   if plots:
     runs.check_matplotlib()
   folder = pathlib.Path(out) / comparison.name
+  if repeated := sorted(set(optimizers) & set(comparison.baselines)):
+    raise ValueError(f"optimizers must not be called as baselines are, got {repeated}")
   loaded = {name: artifacts.load_artifact(path) for name, path in optimizers.items()}
   config = _describe(comparison, loaded)
-  _run_folder.begin(folder, config, resume=resume and _run_folder.is_begun(folder))
+  if resume and _run_folder.is_begun(folder):
+    _run_folder.reopen(folder, config, may_have_more="optimizers")
+  else:
+    _run_folder.begin(folder, config, resume=False)
   evaluation = _run_folder.read_evaluation(folder)
   if evaluation is None:
-    evaluation = _evaluate(comparison, loaded, on_progress)
+    evaluation = _evaluate(comparison, loaded, comparison.baselines, on_progress)
+  elif added := {name: one for name, one in loaded.items() if name not in evaluation.results}:
+    results = {**evaluation.results, **_evaluate(comparison, added, (), on_progress).results}
+    in_order = {name: results[name] for name in (*loaded, *comparison.baselines)}
+    evaluation = dataclasses.replace(evaluation, results=in_order)
   _run_folder.write_evaluation(evaluation, folder, plots=plots, published=comparison.published)
   return evaluation
 
@@ -116,6 +127,7 @@ def compare(
 def _evaluate(
   comparison: Comparison,
   optimizers: Mapping[str, artifacts.Artifact],
+  baselines: tuple[str, ...],
   on_progress: Callable[[str], None] | None,
 ) -> Evaluation:
   candidates = [
@@ -128,7 +140,7 @@ def _evaluate(
     num_steps=comparison.num_steps,
     num_problems=comparison.num_problems,
     key=runs.split_seed(comparison.seed)[1],
-    baselines=comparison.baselines,
+    baselines=baselines,
     tuning_optimizee=comparison.tuning_optimizee,
     num_tuning_problems=comparison.num_tuning_problems,
     objective=comparison.objective,

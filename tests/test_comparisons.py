@@ -93,6 +93,34 @@ def test_knows_the_weights_that_were_compared(optimizer, tmp_path):
     compare(comparison(num_steps=4), {"mine": optimizer}, tmp_path, resume=True, plots=False)
 
 
+def test_adds_optimizers_to_a_finished_one(optimizer, tmp_path, monkeypatch):
+  """As if they had been there from the beginning; nothing else is run again."""
+  other = tmp_path / "other"
+  lstm = tiny_lstm()
+  learned_opt.save(other, lstm, meta_params_of(lstm, seed=1))
+  both = {"other": other, "mine": optimizer}
+  whole = compare(comparison(), both, tmp_path / "whole", plots=False)
+  compare(comparison(), {"mine": optimizer}, tmp_path, plots=False)
+
+  def interrupted(*args, **options):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(comparisons, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      compare(comparison(), both, tmp_path, resume=True, plots=False)
+  words = []
+  added = compare(comparison(), both, tmp_path, resume=True, plots=False, on_progress=words.append)
+  assert words == ["testing other", "measuring costs"]
+  assert list(added.results) == list(whole.results) == ["other", "mine", "sgd"]
+  for name, result in whole.results.items():
+    np.testing.assert_array_equal(added.results[name].mean, result.mean)
+  with pytest.raises(ValueError, match=r"optimizers\.other was .* and is not there"):
+    compare(comparison(), {"mine": optimizer}, tmp_path, resume=True, plots=False)
+  with pytest.raises(ValueError, match=r"not be called as baselines are, got \['sgd'\]"):
+    compare(comparison(), {**both, "sgd": optimizer}, tmp_path, resume=True, plots=False)
+
+
 def test_says_what_is_wrong(optimizer, tmp_path):
   with pytest.raises(FileNotFoundError, match=r"no learned optimizer 'lstm-quadratik'.*quadratic"):
     compare(comparison(), {"mine": "lstm-quadratik"}, tmp_path, plots=False)
