@@ -159,7 +159,7 @@ def test_cosine_decay_of_celo_adam():
 
 
 def test_orthogonalized_steps_of_celo_adam():
-  """Matrices get Muon's steps under an output of their own, vectors what they always get."""
+  """Matrices and kernels get Muon's steps under an output of their own, others what they had."""
   plain, orthogonal = (optimizers.celo_adam(4, newton_schulz=on) for on in (False, True))
   meta_params = meta_params_of(orthogonal)
   rate = meta_params["scheduler"]["rate"]
@@ -171,8 +171,15 @@ def test_orthogonalized_steps_of_celo_adam():
     "bias": rate["bias"].at[1].set(1.5),
   }
   rng = np.random.default_rng(0)
-  params = {"w": jnp.zeros((4, 3)), "b": jnp.zeros(3), "stack": jnp.zeros((2, 2, 2))}
+  params = {
+    "w": jnp.zeros((4, 3)),
+    "b": jnp.zeros(3),
+    "stack": jnp.zeros((2, 2, 2)),
+    "kernel": jnp.zeros((2, 1, 2, 3)),
+  }
   grads = [{name: rng.normal(size=p.shape) for name, p in params.items()} for _ in range(2)]
+  for grad in grads:
+    grad["kernel"] = grad["w"].reshape(2, 1, 2, 3)
 
   def updates_of(architecture, meta_params, scale=1.0):
     tx, found = architecture.optimizer(meta_params), []
@@ -188,7 +195,9 @@ def test_orthogonalized_steps_of_celo_adam():
   for ours, theirs in zip(found, expected, strict=True):
     for name in ("b", "stack"):
       np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
-  assert state.tensors["w"].square is None
+    # The kernel of a convolution is a matrix, of windows times outputs.
+    np.testing.assert_allclose(ours["kernel"].reshape(4, 3), ours["w"], rtol=1e-5)
+  assert state.tensors["w"].square is state.tensors["kernel"].square is None
   rate = 0.1 * np.exp(1.5) * 1e-3
   # Later on, optax corrects the bias of the mean in Nesterov's form.
   muon = optax.contrib.muon(rate, consistent_rms=0.2)

@@ -16,7 +16,7 @@ from learned_opt.optimizers import _orthogonal, _scheduler
 
 _MAX_GRADIENT = 1000.0
 
-# Of matrices whose steps are orthogonalized: Muon's decay, and the root mean square of a step of
+# Of tensors whose steps are orthogonalized: Muon's decay, and the root mean square of a step of
 # full rank at the learning rate 1, about that of Adam's (Liu et al. 2025, "Muon is scalable for LLM
 # training").
 _MATRIX_DECAY = 0.95
@@ -26,7 +26,7 @@ _MATRIX_SCALE = 0.2
 class Moments(NamedTuple):
   """Of one tensor: running means of the gradients and of their squares.
 
-  The latter are None for matrices whose steps are orthogonalized.
+  The latter are None for tensors whose steps are orthogonalized.
   """
 
   mean: jax.Array
@@ -65,8 +65,10 @@ def celo_adam(
   Source: Moudgil et al. (2025), "Celo: training versatile learned optimizers on a compute diet";
   the constants are those of its released code. Gradients are clipped to +-1000, as there.
 
-  With `newton_schulz`, an addition of ours, that is the update of all tensors but matrices, whose
-  update is Muon's (Jordan et al. 2024), with the second of two outputs:
+  With `newton_schulz`, an addition of ours, that is the update of all tensors but matrices and the
+  kernels of convolutions over images, tensors with four axes, each of which is taken for a matrix
+  with its last axis for columns. Their update is Muon's (Jordan et al. 2024), with the second of
+  two outputs:
 
       update = -(exp(z_2) / 10) output_scale 0.2 sqrt(max(rows, columns)) orthogonal(M),
       M = 0.95 m + 0.05 g,
@@ -80,7 +82,7 @@ def celo_adam(
     epsilon: Adam's.
     output_scale: factor of the update.
     num_steps: for how many steps the schedule plans; None if each update is told.
-    newton_schulz: whether to orthogonalize the steps of matrices.
+    newton_schulz: whether to orthogonalize the steps of matrices and of convolutions' kernels.
     cosine_decay: whether all steps are multiplied by (1 + cos(pi step / num_steps)) / 2 besides, an
       addition of ours: what is learned are then departures from that schedule.
 
@@ -130,9 +132,9 @@ def _celo_adam(
   newton_schulz: bool,
   cosine_decay: bool,
 ) -> LearnedOptimizer:
-  def is_matrix(tensor) -> bool:
+  def is_orthogonalized(tensor) -> bool:
     shape = jnp.shape(tensor)
-    return newton_schulz and len(shape) == 2 and 0 not in shape
+    return newton_schulz and len(shape) in (2, 4) and 0 not in shape
 
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     num_inputs = _scheduler.NUM_PROGRESS + _scheduler.NUM_LOSSES
@@ -149,7 +151,7 @@ def _celo_adam(
 
       def zeros(leaf):
         mean, square = (jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2))
-        return Moments(mean, None if is_matrix(leaf) else square)
+        return Moments(mean, None if is_orthogonalized(leaf) else square)
 
       tensors = jax.tree.map(zeros, params)
       return CeloAdamState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
@@ -178,12 +180,14 @@ def _celo_adam(
       def muon(grad, moments):
         mean = _MATRIX_DECAY * moments.mean + (1 - _MATRIX_DECAY) * grad
         direction = _MATRIX_DECAY * mean + (1 - _MATRIX_DECAY) * grad
-        scale = output_scale * factors[1] * _MATRIX_SCALE * math.sqrt(max(grad.shape))
-        return -scale * _orthogonal.orthogonalize(direction), Moments(mean, None)
+        matrix = direction.reshape(-1, grad.shape[-1])
+        scale = output_scale * factors[1] * _MATRIX_SCALE * math.sqrt(max(matrix.shape))
+        step = -scale * _orthogonal.orthogonalize(matrix)
+        return step.reshape(grad.shape), Moments(mean, None)
 
       def one(grad, moments, like):
         grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
-        step, moments = (muon if is_matrix(grad) else adam)(grad, moments)
+        step, moments = (muon if is_orthogonalized(grad) else adam)(grad, moments)
         return step.astype(jnp.result_type(like)), moments
 
       likes = leaves if params is None else jax.tree.leaves(params)
