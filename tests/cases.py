@@ -293,6 +293,10 @@ OPTIMIZERS = {
     ),
     reads_params=False,
   ),
+  "learned_muon": dataclasses.replace(
+    tensorwise(lambda: given(optimizers.learned_muon(), num_steps=20), num_meta_params=6),
+    reads_params=False,
+  ),
   "learned_sgd": OptimizerCase(
     optimizers.learned_sgd,
     num_meta_params=1,

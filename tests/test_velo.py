@@ -159,7 +159,7 @@ def test_cosine_decay_of_celo_adam():
 
 
 def test_orthogonalized_steps_of_celo_adam():
-  """Matrices and kernels get Muon's steps under an output of their own, others what they had."""
+  """Matrices and kernels get Muon's steps under an output of their own, vectors what they had."""
   plain, orthogonal = (optimizers.celo_adam(4, newton_schulz=on) for on in (False, True))
   meta_params = meta_params_of(orthogonal)
   rate = meta_params["scheduler"]["rate"]
@@ -174,12 +174,14 @@ def test_orthogonalized_steps_of_celo_adam():
   params = {
     "w": jnp.zeros((4, 3)),
     "b": jnp.zeros(3),
-    "stack": jnp.zeros((2, 2, 2)),
+    "five axes": jnp.zeros((2, 1, 1, 2, 2)),
+    "attention": jnp.zeros((2, 2, 3)),
     "kernel": jnp.zeros((2, 1, 2, 3)),
   }
   grads = [{name: rng.normal(size=p.shape) for name, p in params.items()} for _ in range(2)]
   for grad in grads:
     grad["kernel"] = grad["w"].reshape(2, 1, 2, 3)
+    grad["attention"] = grad["w"].reshape(2, 2, 3)
 
   def updates_of(architecture, meta_params, scale=1.0):
     tx, found = architecture.optimizer(meta_params), []
@@ -193,11 +195,14 @@ def test_orthogonalized_steps_of_celo_adam():
   expected, _ = updates_of(plain, {"scheduler": scheduler})
   found, state = updates_of(orthogonal, meta_params)
   for ours, theirs in zip(found, expected, strict=True):
-    for name in ("b", "stack"):
+    for name in ("b", "five axes"):
       np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
-    # The kernel of a convolution is a matrix, of windows times outputs.
-    np.testing.assert_allclose(ours["kernel"].reshape(4, 3), ours["w"], rtol=1e-5)
-  assert state.tensors["w"].square is state.tensors["kernel"].square is None
+    # Kernels are matrices, of windows or heads times outputs.
+    for name in ("kernel", "attention"):
+      np.testing.assert_allclose(ours[name].reshape(4, 3), ours["w"], rtol=1e-5)
+  assert {name for name, one in state.tensors.items() if one.square is None} == {
+    *("w", "kernel", "attention")
+  }
   rate = 0.1 * np.exp(1.5) * 1e-3
   # Later on, optax corrects the bias of the mean in Nesterov's form.
   muon = optax.contrib.muon(rate, consistent_rms=0.2)

@@ -8,6 +8,7 @@ from learned_opt.optimizers.celo import celo as celo
 from learned_opt.optimizers.celo2 import celo2 as celo2
 from learned_opt.optimizers.celo_adam import celo_adam as celo_adam
 from learned_opt.optimizers.hierarchical_rnn import hierarchical_rnn as hierarchical_rnn
+from learned_opt.optimizers.learned_muon import learned_muon as learned_muon
 from learned_opt.optimizers.learned_sgd import learned_sgd as learned_sgd
 from learned_opt.optimizers.lstm import lstm as lstm
 from learned_opt.optimizers.lstm import lstm_pair as lstm_pair
@@ -29,6 +30,7 @@ ARCHITECTURES = (
   celo2,
   celo_adam,
   hierarchical_rnn,
+  learned_muon,
   learned_sgd,
   lstm_gac,
   lstm_pair,

@@ -227,6 +227,20 @@ def planned_steps(
   return jnp.asarray(configured if given is None else given, dtype)
 
 
+def cosine_decay(step: jax.Array, num_steps: jax.Array, power: chex.Numeric = 1.0) -> jax.Array:
+  """Half a wave of the cosine of 1 - (1 - step / num_steps)^power, from 1 to 0 after the last step.
+
+  >>> steps = jnp.array([0, 5, 10, 11])
+  >>> [f"{factor:.2f}" for factor in cosine_decay(steps, jnp.float32(10))]
+  ['1.00', '0.50', '0.00', '0.00']
+  >>> [f"{factor:.2f}" for factor in cosine_decay(steps, jnp.float32(10), 2.0)]
+  ['1.00', '0.15', '0.00', '0.00']
+  """
+  # Not zero, for the derivative to the power.
+  left = jnp.maximum(1.0 - step.astype(num_steps.dtype) / num_steps, 1e-7)
+  return 0.5 * (1.0 - jnp.cos(jnp.pi * left**power))
+
+
 def scalar_loss(name: str, value: chex.Numeric | None, dtype: np.dtype) -> jax.Array:
   """The loss that an update was given."""
   if value is None:

@@ -10,27 +10,11 @@ import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict
 
-from learned_opt import _coordinates
 from learned_opt.base import LearnedOptimizer
-from learned_opt.optimizers import _orthogonal, _scheduler
+from learned_opt.optimizers import _muon, _scheduler
 
-_MAX_GRADIENT = 1000.0
-
-# Of tensors whose steps are orthogonalized: Muon's decay, and the root mean square of a step of
-# full rank at the learning rate 1, about that of Adam's (Liu et al. 2025, "Muon is scalable for LLM
-# training").
+# Muon's decay of running means.
 _MATRIX_DECAY = 0.95
-_MATRIX_SCALE = 0.2
-
-
-class Moments(NamedTuple):
-  """Of one tensor: running means of the gradients and of their squares.
-
-  The latter are None for tensors whose steps are orthogonalized.
-  """
-
-  mean: jax.Array
-  square: jax.Array | None
 
 
 class CeloAdamState(NamedTuple):
@@ -38,7 +22,7 @@ class CeloAdamState(NamedTuple):
 
   Attributes:
     step: int32 scalar, the number of updates so far.
-    tensors: the params' tree, with the `Moments` of a tensor in its place.
+    tensors: the params' tree, with the running means of a tensor in its place.
     schedule: of the learned schedule.
   """
 
@@ -65,16 +49,16 @@ def celo_adam(
   Source: Moudgil et al. (2025), "Celo: training versatile learned optimizers on a compute diet";
   the constants are those of its released code. Gradients are clipped to +-1000, as there.
 
-  With `newton_schulz`, an addition of ours, that is the update of all tensors but matrices and the
-  kernels of convolutions over images, tensors with four axes, each of which is taken for a matrix
-  with its last axis for columns. Their update is Muon's (Jordan et al. 2024), with the second of
-  two outputs:
+  With `newton_schulz`, an addition of ours, that is the update of scalars and vectors alone. That
+  of matrices is Muon's (Jordan et al. 2024), with the second of two outputs:
 
       update = -(exp(z_2) / 10) output_scale 0.2 sqrt(max(rows, columns)) orthogonal(M),
       M = 0.95 m + 0.05 g,
 
   where m is the running mean of the gradients g with a decay of 0.95, and ``orthogonal`` are five
-  Newton-Schulz steps; the factors before it are those of Liu et al. (2025).
+  Newton-Schulz steps; the factors before it are those of Liu et al. (2025). Kernels of convolutions
+  and of attention, tensors with three or four axes, are taken for matrices: those with four have
+  their last axis for columns, those with three are as square as can be.
 
   Args:
     lstm_size: units of the LSTM.
@@ -82,7 +66,7 @@ def celo_adam(
     epsilon: Adam's.
     output_scale: factor of the update.
     num_steps: for how many steps the schedule plans; None if each update is told.
-    newton_schulz: whether to orthogonalize the steps of matrices and of convolutions' kernels.
+    newton_schulz: whether to orthogonalize the steps of matrices and of what is taken for them.
     cosine_decay: whether all steps are multiplied by (1 + cos(pi step / num_steps)) / 2 besides, an
       addition of ours: what is learned are then departures from that schedule.
 
@@ -132,10 +116,6 @@ def _celo_adam(
   newton_schulz: bool,
   cosine_decay: bool,
 ) -> LearnedOptimizer:
-  def is_orthogonalized(tensor) -> bool:
-    shape = jnp.shape(tensor)
-    return newton_schulz and len(shape) in (2, 4) and 0 not in shape
-
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     num_inputs = _scheduler.NUM_PROGRESS + _scheduler.NUM_LOSSES
     return {
@@ -147,17 +127,10 @@ def _celo_adam(
     dtype = scheduler["lstm"]["bias"].dtype
 
     def init_fn(params):
-      _coordinates.count(params)
-
-      def zeros(leaf):
-        mean, square = (jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2))
-        return Moments(mean, None if is_orthogonalized(leaf) else square)
-
-      tensors = jax.tree.map(zeros, params)
+      tensors = _muon.init_moments(params, dtype, orthogonal=newton_schulz)
       return CeloAdamState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
-      leaves, treedef, tensors = _check(updates, params, state)
       loss = _scheduler.scalar_loss("celo_adam", extra_args.get("value"), dtype)
       planned = extra_args.get("num_steps")
       planned = _scheduler.planned_steps("celo_adam", num_steps, planned, dtype)
@@ -165,34 +138,12 @@ def _celo_adam(
         scheduler, state.schedule, loss, state.step, planned
       )
       if cosine_decay:
-        progress = jnp.minimum(state.step.astype(dtype) / planned, 1.0)
-        factors *= 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-      beta_1, beta_2 = jnp.asarray(decays, dtype)
-      count = (state.step + 1).astype(dtype)
-      rate = output_scale * factors[0] / (1 - beta_1**count)
-      bias = 1 - beta_2**count
-
-      def adam(grad, moments):
-        mean = beta_1 * moments.mean + (1 - beta_1) * grad
-        square = beta_2 * moments.square + (1 - beta_2) * jnp.square(grad)
-        return -rate * mean / (epsilon + jnp.sqrt(square / bias + 1e-10)), Moments(mean, square)
-
-      def muon(grad, moments):
-        mean = _MATRIX_DECAY * moments.mean + (1 - _MATRIX_DECAY) * grad
-        direction = _MATRIX_DECAY * mean + (1 - _MATRIX_DECAY) * grad
-        matrix = direction.reshape(-1, grad.shape[-1])
-        scale = output_scale * factors[1] * _MATRIX_SCALE * math.sqrt(max(matrix.shape))
-        step = -scale * _orthogonal.orthogonalize(matrix)
-        return step.reshape(grad.shape), Moments(mean, None)
-
-      def one(grad, moments, like):
-        grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
-        step, moments = (muon if is_orthogonalized(grad) else adam)(grad, moments)
-        return step.astype(jnp.result_type(like)), moments
-
-      likes = leaves if params is None else jax.tree.leaves(params)
-      pairs = [one(*all_three) for all_three in zip(leaves, tensors, likes, strict=True)]
-      updates, tensors = (treedef.unflatten(pair[k] for pair in pairs) for k in range(2))
+        factors *= _scheduler.cosine_decay(state.step, planned)
+      # One factor without orthogonalized steps, which need no rate then.
+      adam, matrix = output_scale * factors[0], output_scale * factors[-1]
+      decay = jnp.asarray(_MATRIX_DECAY, dtype)
+      rates = _muon.Rates(state.step, adam, decays, epsilon, matrix, decay)
+      updates, tensors = _muon.update_tree(updates, state.tensors, params, rates)
       return updates, CeloAdamState(state.step + 1, tensors, schedule)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -207,17 +158,3 @@ def _celo_adam(
     cosine_decay=cosine_decay,
   )
   return LearnedOptimizer(init, optimizer, "celo_adam", config)
-
-
-def _check(grads: Any, params: Any, state: CeloAdamState) -> tuple[list[Any], Any, list[Moments]]:
-  _coordinates.check_gradients(grads, params)
-  leaves, treedef = jax.tree.flatten(grads)
-  tensors = treedef.flatten_up_to(state.tensors)
-  shapes = [jnp.shape(leaf) for leaf in leaves], [moments.mean.shape for moments in tensors]
-  if shapes[0] != shapes[1]:
-    found, expected = (sum(map(math.prod, one)) for one in shapes)
-    raise ValueError(
-      f"updates have {found} coordinates, but the optimizer's state was made for {expected}, or "
-      "for tensors of other shapes: call tx.init with the params that these gradients belong to"
-    )
-  return leaves, treedef, tensors

@@ -1,0 +1,157 @@
+"""Steps of Adam and of Muon (Jordan et al. 2024) side by side, at rates that an optimizer sets."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from learned_opt import _coordinates
+from learned_opt.optimizers import _orthogonal
+
+_MAX_GRADIENT = 1000.0
+
+# The root mean square of an orthogonal step of full rank at the learning rate 1, about that of
+# Adam's (Liu et al. 2025, "Muon is scalable for LLM training").
+_MATRIX_SCALE = 0.2
+
+
+class Moments(NamedTuple):
+  """Of one tensor: running means of the gradients and of their squares.
+
+  The latter are None for tensors whose steps are orthogonalized.
+  """
+
+  mean: jax.Array
+  square: jax.Array | None
+
+
+class Rates(NamedTuple):
+  """What decides the steps of all tensors: scalars, and the number of updates so far.
+
+  Attributes:
+    step: int32.
+    adam: learning rate of the tensors that Adam updates.
+    decays: its beta_1 and beta_2.
+    epsilon: its epsilon.
+    matrix: learning rate of the tensors whose steps are orthogonalized.
+    matrix_decay: of their running means.
+  """
+
+  step: jax.Array
+  adam: jax.Array
+  decays: tuple[chex.Numeric, chex.Numeric]
+  epsilon: float
+  matrix: jax.Array
+  matrix_decay: jax.Array
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
+  """As which matrix a tensor is orthogonalized; None for those that are not.
+
+  Kernels of convolutions over images have four axes, the last of them for columns. Of tensors with
+  three, such as Flax's attention has, either the first are the rows or the last the columns,
+  whichever is closer to a square.
+
+  >>> [matrix_shape(shape) for shape in ((2, 3), (5, 5, 3, 8), (32, 4, 8), (4, 8, 32), (5, 16, 32))]
+  [(2, 3), (75, 8), (32, 32), (32, 32), (80, 32)]
+  >>> [matrix_shape(shape) for shape in ((), (3,), (0, 3), (2, 2, 2, 2, 2))]
+  [None, None, None, None]
+  """
+  if not 2 <= len(shape) <= 4 or 0 in shape:
+    return None
+  rows = math.prod(shape[:-1])
+  if len(shape) == 3 and min(shape[0], shape[1] * shape[2]) > min(rows, shape[2]):
+    rows = shape[0]
+  return rows, math.prod(shape) // rows
+
+
+def init_moments(params: Any, dtype: np.dtype, *, orthogonal: bool) -> Any:
+  """The params' tree, with the `Moments` of a tensor in its place; with two only if it needs them.
+
+  >>> moments = init_moments({"w": np.ones((2, 3)), "b": np.ones(3)}, np.float32, orthogonal=True)
+  >>> moments["w"].square is None, moments["b"].square.tolist()
+  (True, [0.0, 0.0, 0.0])
+  """
+  _coordinates.count(params)
+
+  def zeros(leaf):
+    mean, square = (jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2))
+    return Moments(mean, None if orthogonal and matrix_shape(jnp.shape(leaf)) else square)
+
+  return jax.tree.map(zeros, params)
+
+
+def update_tree(grads: Any, moments: Any, params: Any, rates: Rates) -> tuple[Any, Any]:
+  """A step of each tensor, Muon's for those without a running mean of squares.
+
+  Args:
+    grads: any pytree; clipped to +-1000.
+    moments: of `init_moments`.
+    params: None, or the same tree, of the dtypes that the updates are to have.
+    rates: scalars of the moments' dtype.
+
+  Returns:
+    The updates and the moments.
+
+  Raises:
+    TypeError: if a gradient is not real floating point.
+    ValueError: if there are no params, or the trees or the moments do not agree.
+  """
+  leaves, treedef, tensors = _check(grads, params, moments)
+  likes = leaves if params is None else jax.tree.leaves(params)
+  step = functools.partial(_update_tensor, rates)
+  pairs = [step(*all_three) for all_three in zip(leaves, tensors, likes, strict=True)]
+  updates, tensors = (treedef.unflatten(pair[k] for pair in pairs) for k in range(2))
+  return updates, tensors
+
+
+def _update_tensor(
+  rates: Rates, grad: Any, moments: Moments, like: Any
+) -> tuple[jax.Array, Moments]:
+  dtype = moments.mean.dtype
+  grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
+  if moments.square is None:
+    step, moments = _muon(rates, grad, moments.mean)
+  else:
+    step, moments = _adam(rates, grad, moments.mean, moments.square)
+  return step.astype(jnp.result_type(like)), moments
+
+
+def _adam(
+  rates: Rates, grad: jax.Array, mean: jax.Array, square: jax.Array
+) -> tuple[jax.Array, Moments]:
+  beta_1, beta_2 = (jnp.asarray(beta, grad.dtype) for beta in rates.decays)
+  count = (rates.step + 1).astype(grad.dtype)
+  rate, bias = rates.adam / (1 - beta_1**count), 1 - beta_2**count
+  mean = beta_1 * mean + (1 - beta_1) * grad
+  square = beta_2 * square + (1 - beta_2) * jnp.square(grad)
+  step = -rate * mean / (rates.epsilon + jnp.sqrt(square / bias + 1e-10))
+  return step, Moments(mean, square)
+
+
+def _muon(rates: Rates, grad: jax.Array, mean: jax.Array) -> tuple[jax.Array, Moments]:
+  decay = rates.matrix_decay
+  mean = decay * mean + (1 - decay) * grad
+  direction = decay * mean + (1 - decay) * grad
+  shape: Any = matrix_shape(grad.shape)
+  scale = rates.matrix * _MATRIX_SCALE * math.sqrt(max(shape))
+  step = -scale * _orthogonal.orthogonalize(direction.reshape(shape))
+  return step.reshape(grad.shape), Moments(mean, None)
+
+
+def _check(grads: Any, params: Any, moments: Any) -> tuple[list[Any], Any, list[Moments]]:
+  _coordinates.check_gradients(grads, params)
+  leaves, treedef = jax.tree.flatten(grads)
+  tensors = treedef.flatten_up_to(moments)
+  shapes = [jnp.shape(leaf) for leaf in leaves], [one.mean.shape for one in tensors]
+  if shapes[0] != shapes[1]:
+    found, expected = (sum(map(math.prod, one)) for one in shapes)
+    raise ValueError(
+      f"updates have {found} coordinates, but the optimizer's state was made for {expected}, or "
+      "for tensors of other shapes: call tx.init with the params that these gradients belong to"
+    )
+  return leaves, treedef, tensors
