@@ -269,14 +269,6 @@ OPTIMIZERS = {
     ),
     reads_params=False,
   ),
-  "celo_adam_orthogonal": dataclasses.replace(
-    tensorwise(
-      lambda: given(optimizers.celo_adam(3, num_steps=20, newton_schulz=True), value=1.0),
-      num_meta_params=_schedule_size(18, 3) + (3 + 1),
-      reads_loss=True,
-    ),
-    reads_params=False,
-  ),
   "hierarchical_rnn": dataclasses.replace(
     tensorwise(
       lambda: optimizers.hierarchical_rnn(4, 3, 2),
@@ -294,8 +286,9 @@ OPTIMIZERS = {
     reads_params=False,
   ),
   "learned_muon": dataclasses.replace(
-    tensorwise(lambda: given(optimizers.learned_muon(), num_steps=20), num_meta_params=6),
+    tensorwise(lambda: optimizers.learned_muon(num_steps=20), num_meta_params=6),
     reads_params=False,
+    random_init=False,
   ),
   "learned_sgd": OptimizerCase(
     optimizers.learned_sgd,

@@ -8,14 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.contrib
 import pytest
 from cases import meta_params_of
 
 from learned_opt import optimizers
 from learned_opt.optimizers import _scheduler
-from learned_opt.optimizers._orthogonal import orthogonalize
 
 SMALL = {
   "velo": functools.partial(optimizers.velo, 4, 3, 1, 3, bank_scale=1.0),
@@ -144,78 +141,6 @@ def test_first_phase_of_celo_has_a_factor_of_one_and_needs_no_loss():
   extras = {"value": 1.0, "num_steps": 3}
   scheduled, _ = jax.jit(both.update)(GRADS, both.init(PARAMS), PARAMS, **extras)
   assert close(plain, scheduled, 1e-6)
-
-
-def test_cosine_decay_of_celo_adam():
-  """All steps times half a wave of the cosine; none after the planned ones."""
-  losses = (1.0,) * 6
-  plain = run("celo_adam", losses, num_steps=5.0)
-  decayed = run("celo_adam", losses, num_steps=5.0, cosine_decay=True)
-  for step in range(5):
-    factor = 0.5 * (1 + np.cos(np.pi * step / 5))
-    expected = {name: factor * leaf for name, leaf in plain[step].items()}
-    assert close(decayed[step], expected, 1e-5)
-  assert not any(leaf.any() for leaf in jax.tree.leaves(decayed[5]))
-
-
-def test_orthogonalized_steps_of_celo_adam():
-  """Matrices and kernels get Muon's steps under an output of their own, vectors what they had."""
-  plain, orthogonal = (optimizers.celo_adam(4, newton_schulz=on) for on in (False, True))
-  meta_params = meta_params_of(orthogonal)
-  rate = meta_params["scheduler"]["rate"]
-  first_only = jax.tree.map(lambda leaf: leaf[..., :1], rate)
-  scheduler = {**meta_params["scheduler"], "rate": first_only}
-  # A constant second output.
-  meta_params["scheduler"]["rate"] = {
-    "kernel": rate["kernel"].at[:, 1].set(0.0),
-    "bias": rate["bias"].at[1].set(1.5),
-  }
-  rng = np.random.default_rng(0)
-  params = {
-    "w": jnp.zeros((4, 3)),
-    "b": jnp.zeros(3),
-    "five axes": jnp.zeros((2, 1, 1, 2, 2)),
-    "attention": jnp.zeros((2, 2, 3)),
-    "kernel": jnp.zeros((2, 1, 2, 3)),
-  }
-  grads = [{name: rng.normal(size=p.shape) for name, p in params.items()} for _ in range(2)]
-  for grad in grads:
-    grad["kernel"] = grad["w"].reshape(2, 1, 2, 3)
-    grad["attention"] = grad["w"].reshape(2, 2, 3)
-
-  def updates_of(architecture, meta_params, scale=1.0):
-    tx, found = architecture.optimizer(meta_params), []
-    update, state = jax.jit(tx.update), tx.init(params)
-    for grad in grads:
-      grad = jax.tree.map(lambda leaf: jnp.asarray(scale * leaf, jnp.float32), grad)
-      updates, state = update(grad, state, params, value=1.0, num_steps=10)
-      found.append(updates)
-    return found, state
-
-  expected, _ = updates_of(plain, {"scheduler": scheduler})
-  found, state = updates_of(orthogonal, meta_params)
-  for ours, theirs in zip(found, expected, strict=True):
-    for name in ("b", "five axes"):
-      np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-6)
-    # Kernels are matrices, of windows or heads times outputs.
-    for name in ("kernel", "attention"):
-      np.testing.assert_allclose(ours[name].reshape(4, 3), ours["w"], rtol=1e-5)
-  assert {name for name, one in state.tensors.items() if one.square is None} == {
-    *("w", "kernel", "attention")
-  }
-  rate = 0.1 * np.exp(1.5) * 1e-3
-  # Later on, optax corrects the bias of the mean in Nesterov's form.
-  muon = optax.contrib.muon(rate, consistent_rms=0.2)
-  first = jnp.asarray(grads[0]["w"], jnp.float32)
-  expected, _ = muon.update(first, muon.init(params["w"]), params["w"])
-  np.testing.assert_allclose(found[0]["w"], expected, rtol=1e-3)
-  mean = 0.0
-  for grad, ours in zip(grads, found, strict=True):
-    mean = 0.95 * mean + 0.05 * grad["w"]
-    direction = orthogonalize(jnp.asarray(0.95 * mean + 0.05 * grad["w"], jnp.float32))
-    np.testing.assert_allclose(ours["w"], -rate * 0.2 * 2.0 * direction, rtol=1e-3)
-  smaller, _ = updates_of(orthogonal, meta_params, scale=1e-3)
-  np.testing.assert_allclose(smaller[1]["w"], found[1]["w"], rtol=1e-3, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Rates(NamedTuple):
     adam: learning rate of the tensors that Adam updates.
     decays: its beta_1 and beta_2.
     epsilon: its epsilon.
-    matrix: learning rate of the tensors whose steps are orthogonalized.
+    matrix: learning rate of the tensors whose steps are orthogonalized, if there are any.
     matrix_decay: of their running means.
   """
 
@@ -45,8 +45,8 @@ class Rates(NamedTuple):
   adam: jax.Array
   decays: tuple[chex.Numeric, chex.Numeric]
   epsilon: float
-  matrix: jax.Array
-  matrix_decay: jax.Array
+  matrix: Any = None
+  matrix_decay: Any = None
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -86,7 +86,7 @@ def init_moments(params: Any, dtype: np.dtype, *, orthogonal: bool) -> Any:
 
 
 def update_tree(grads: Any, moments: Any, params: Any, rates: Rates) -> tuple[Any, Any]:
-  """A step of each tensor, Muon's for those without a running mean of squares.
+  """A step of each tensor: Muon's for what is a matrix, if there is a rate for it, else Adam's.
 
   Args:
     grads: any pytree; clipped to +-1000.
@@ -114,16 +114,16 @@ def _update_tensor(
 ) -> tuple[jax.Array, Moments]:
   dtype = moments.mean.dtype
   grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
-  if moments.square is None:
-    step, moments = _muon(rates, grad, moments.mean)
+  # Not by what the moments lack, which is no attribute in the states that Flax's NNX makes of them.
+  shape = None if rates.matrix is None else matrix_shape(grad.shape)
+  if shape is not None:
+    step, moments = _muon(rates, grad, moments.mean, shape)
   else:
     step, moments = _adam(rates, grad, moments.mean, moments.square)
   return step.astype(jnp.result_type(like)), moments
 
 
-def _adam(
-  rates: Rates, grad: jax.Array, mean: jax.Array, square: jax.Array
-) -> tuple[jax.Array, Moments]:
+def _adam(rates: Rates, grad: jax.Array, mean: jax.Array, square: Any) -> tuple[jax.Array, Moments]:
   beta_1, beta_2 = (jnp.asarray(beta, grad.dtype) for beta in rates.decays)
   count = (rates.step + 1).astype(grad.dtype)
   rate, bias = rates.adam / (1 - beta_1**count), 1 - beta_2**count
@@ -133,11 +133,12 @@ def _adam(
   return step, Moments(mean, square)
 
 
-def _muon(rates: Rates, grad: jax.Array, mean: jax.Array) -> tuple[jax.Array, Moments]:
+def _muon(
+  rates: Rates, grad: jax.Array, mean: jax.Array, shape: tuple[int, int]
+) -> tuple[jax.Array, Moments]:
   decay = rates.matrix_decay
   mean = decay * mean + (1 - decay) * grad
   direction = decay * mean + (1 - decay) * grad
-  shape: Any = matrix_shape(grad.shape)
   scale = rates.matrix * _MATRIX_SCALE * math.sqrt(max(shape))
   step = -scale * _orthogonal.orthogonalize(direction.reshape(shape))
   return step.reshape(grad.shape), Moments(mean, None)

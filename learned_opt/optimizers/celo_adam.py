@@ -13,9 +13,6 @@ from flax.core import FrozenDict
 from learned_opt.base import LearnedOptimizer
 from learned_opt.optimizers import _muon, _scheduler
 
-# Muon's decay of running means.
-_MATRIX_DECAY = 0.95
-
 
 class CeloAdamState(NamedTuple):
   """Optimizer state.
@@ -37,8 +34,6 @@ def celo_adam(
   epsilon: float = 1e-8,
   output_scale: float = 1e-3,
   num_steps: int | None = None,
-  newton_schulz: bool = False,
-  cosine_decay: bool = False,
 ) -> LearnedOptimizer:
   """Adam with a learned schedule: an LSTM that sees the training's progress and its losses.
 
@@ -49,26 +44,12 @@ def celo_adam(
   Source: Moudgil et al. (2025), "Celo: training versatile learned optimizers on a compute diet";
   the constants are those of its released code. Gradients are clipped to +-1000, as there.
 
-  With `newton_schulz`, an addition of ours, that is the update of scalars and vectors alone. That
-  of matrices is Muon's (Jordan et al. 2024), with the second of two outputs:
-
-      update = -(exp(z_2) / 10) output_scale 0.2 sqrt(max(rows, columns)) orthogonal(M),
-      M = 0.95 m + 0.05 g,
-
-  where m is the running mean of the gradients g with a decay of 0.95, and ``orthogonal`` are five
-  Newton-Schulz steps; the factors before it are those of Liu et al. (2025). Kernels of convolutions
-  and of attention, tensors with three or four axes, are taken for matrices: those with four have
-  their last axis for columns, those with three are as square as can be.
-
   Args:
     lstm_size: units of the LSTM.
     decays: Adam's beta_1 and beta_2.
     epsilon: Adam's.
     output_scale: factor of the update.
     num_steps: for how many steps the schedule plans; None if each update is told.
-    newton_schulz: whether to orthogonalize the steps of matrices and of what is taken for them.
-    cosine_decay: whether all steps are multiplied by (1 + cos(pi step / num_steps)) / 2 besides, an
-      addition of ours: what is learned are then departures from that schedule.
 
   Returns:
     The architecture. Its transformations read the loss: ``tx.update(grads, state, params,
@@ -99,10 +80,7 @@ def celo_adam(
       raise ValueError(f"{name} must be finite and not negative, got {factor}")
   num_steps = _scheduler.check_num_steps(num_steps)
   decays = float(first), float(second)
-  return _celo_adam(
-    *(lstm_size, decays, float(epsilon), float(output_scale), num_steps),
-    *(bool(newton_schulz), bool(cosine_decay)),
-  )
+  return _celo_adam(lstm_size, decays, float(epsilon), float(output_scale), num_steps)
 
 
 # Equal arguments give the same object, however they are passed: no second compilation for it.
@@ -113,21 +91,17 @@ def _celo_adam(
   epsilon: float,
   output_scale: float,
   num_steps: int | None,
-  newton_schulz: bool,
-  cosine_decay: bool,
 ) -> LearnedOptimizer:
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     num_inputs = _scheduler.NUM_PROGRESS + _scheduler.NUM_LOSSES
-    return {
-      "scheduler": _scheduler.init_scheduler(key, num_inputs, lstm_size, rate=1 + newton_schulz)
-    }
+    return {"scheduler": _scheduler.init_scheduler(key, num_inputs, lstm_size, rate=1)}
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     scheduler = meta_params["scheduler"]
     dtype = scheduler["lstm"]["bias"].dtype
 
     def init_fn(params):
-      tensors = _muon.init_moments(params, dtype, orthogonal=newton_schulz)
+      tensors = _muon.init_moments(params, dtype, orthogonal=False)
       return CeloAdamState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
@@ -137,12 +111,7 @@ def _celo_adam(
       factors, schedule = _scheduler.scheduled_rates(
         scheduler, state.schedule, loss, state.step, planned
       )
-      if cosine_decay:
-        factors *= _scheduler.cosine_decay(state.step, planned)
-      # One factor without orthogonalized steps, which need no rate then.
-      adam, matrix = output_scale * factors[0], output_scale * factors[-1]
-      decay = jnp.asarray(_MATRIX_DECAY, dtype)
-      rates = _muon.Rates(state.step, adam, decays, epsilon, matrix, decay)
+      rates = _muon.Rates(state.step, output_scale * factors[0], decays, epsilon)
       updates, tensors = _muon.update_tree(updates, state.tensors, params, rates)
       return updates, CeloAdamState(state.step + 1, tensors, schedule)
 
@@ -154,7 +123,5 @@ def _celo_adam(
     epsilon=epsilon,
     output_scale=output_scale,
     num_steps=num_steps,
-    newton_schulz=newton_schulz,
-    cosine_decay=cosine_decay,
   )
   return LearnedOptimizer(init, optimizer, "celo_adam", config)
