@@ -81,6 +81,7 @@ _OTHERS: dict[str, Callable[[], LearnedOptimizer]] = {
   "celo2": optimizers.celo2,
   "celo2_base": functools.partial(optimizers.celo2, newton_schulz=False),
   "celo_adam": functools.partial(optimizers.celo_adam, num_steps=_NUM_STEPS),
+  "learned_muon": functools.partial(optimizers.learned_muon, num_steps=_NUM_STEPS),
   "learned_sgd": optimizers.learned_sgd,
   "mlp": optimizers.mlp,
   "nn_adam": optimizers.nn_adam,
