@@ -289,6 +289,8 @@ OPTIMIZERS = {
     tensorwise(lambda: optimizers.learned_muon(num_steps=20), num_meta_params=6),
     reads_params=False,
     random_init=False,
+    # The rates of random meta-params are about 1.
+    scale=1e-2,
   ),
   "learned_sgd": OptimizerCase(
     optimizers.learned_sgd,
