@@ -286,7 +286,7 @@ OPTIMIZERS = {
     reads_params=False,
   ),
   "learned_muon": dataclasses.replace(
-    tensorwise(lambda: optimizers.learned_muon(num_steps=20), num_meta_params=6),
+    tensorwise(lambda: optimizers.learned_muon(num_steps=20), num_meta_params=9),
     reads_params=False,
     random_init=False,
     # The rates of random meta-params are about 1.

@@ -1,4 +1,4 @@
-"""Learned Muon: each of its six numbers does what it says.
+"""Learned Muon: each of its nine numbers does what it says.
 
 What every architecture promises is tested in test_optimizers.py and test_optax.py.
 """
@@ -15,7 +15,13 @@ import learned_opt
 from learned_opt import estimators, meta_losses, meta_train, optimizees, optimizers
 from learned_opt.optimizers._orthogonal import orthogonalize
 
-RATES = {"matrix_rate": 0.03, "rate": 0.02, "matrix_decay": 0.8, "decays": (0.7, 0.9)}
+RATES = {
+  "matrix_rate": 0.03,
+  "rate": 0.02,
+  "matrix_decay": 0.8,
+  "decays": (0.7, 0.9),
+  "gains": (1e-12, 1e-12),  # but where adaptation is tested
+}
 
 
 def start_of(architecture):
@@ -47,6 +53,9 @@ def test_its_meta_params_are_where_it_starts():
   decays = jax.nn.sigmoid(meta_params["decay_logits"])
   np.testing.assert_allclose(decays, [0.8, 0.7, 0.9], rtol=1e-6)
   assert meta_params["log_power"] == 0
+  np.testing.assert_allclose(np.exp(meta_params["log_gains"]), [1e-12, 1e-12], rtol=1e-5)
+  start = start_of(optimizers.learned_muon(alignment=-0.2))
+  np.testing.assert_allclose(start["alignment"], -2.0, rtol=1e-6)
 
 
 def test_matrices_get_orthogonal_steps():
@@ -99,6 +108,35 @@ def test_the_schedule_is_a_bent_cosine(power):
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("shape", [(3,), (3, 2)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_rates_follow_the_cosine_of_gradients_and_their_mean(shape, sign):
+  """The gain is that of the kind of the tensor, and each tensor has a factor of its own."""
+  (grad,), (other,) = draw(shape, number=2)
+  grads = [[grad, other], [sign * grad, other], [grad, other]]
+  gains = {(3,): (1e-12, 0.5), (3, 2): (0.5, 1e-12)}[shape]
+  plain, _ = updates_of(grads, alignment=0.1)
+  found, state = updates_of(grads, alignment=0.1, gains=gains)
+  decay = 0.7 if shape == (3,) else 0.8
+  # The mean after the second gradient, in units of the first: of its sign is the third's cosine.
+  turned = np.sign(decay * (1 - decay) + sign * (1 - decay))
+  logs = 0.5 * np.cumsum([0.0 - 0.1, sign - 0.1, turned - 0.1])
+  for one, without, log in zip(found, plain, logs, strict=True):
+    np.testing.assert_allclose(one[0], math.exp(log) * without[0], rtol=1e-5)
+  np.testing.assert_allclose(state.tensors[0].log_factor, logs[-1], rtol=1e-5)
+  np.testing.assert_allclose(state.tensors[1].log_factor, 0.5 * (0.0 + 1.0 + 1.0 - 0.3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("alignment", "factor"), [(-0.5, 100.0), (0.5, 0.01)])
+def test_factors_are_bounded(alignment, factor):
+  """Gradients of zero have no direction: their cosine is zero."""
+  grads = [[jnp.zeros(3), jnp.zeros((3, 2))]] * 4
+  found, state = updates_of(grads, gains=(10.0, 10.0), alignment=alignment)
+  for moments in state.tensors:
+    np.testing.assert_allclose(np.exp(moments.log_factor), factor, rtol=1e-5)
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+
+
 def test_evolution_strategies_find_a_rate(key):
   """From a hundredth of the rate that helps on quadratics, in few outer steps."""
   trained = meta_train.run(
@@ -118,6 +156,9 @@ def test_what_is_wrong_is_named():
   for options, message in (
     ({"matrix_rate": 0.0}, "matrix_rate must be positive and finite, got 0.0"),
     ({"rate": math.inf}, "rate must be positive and finite, got inf"),
+    ({"gains": (0.0, 0.1)}, "gains must be positive and finite, got 0.0, 0.1"),
+    ({"gains": (0.1,)}, r"gains must be two, of matrices and of all else, got \(0.1,\)"),
+    ({"alignment": 1.0}, "alignment must be between -1 and 1, got 1.0"),
     ({"matrix_decay": 1.0}, "must be between 0 and 1, got 1.0 and"),
     ({"decays": (0.9, 0.0)}, "must be between 0 and 1, got 0.95 and"),
     ({"num_steps": 0}, "num_steps must be at least 1, got 0"),

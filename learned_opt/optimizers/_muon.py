@@ -14,19 +14,40 @@ from learned_opt.optimizers import _orthogonal
 
 _MAX_GRADIENT = 1000.0
 
+# The factor by which a tensor's own rate may differ from that of all.
+_LARGEST_FACTOR = 100.0
+
 # The root mean square of an orthogonal step of full rank at the learning rate 1, about that of
 # Adam's (Liu et al. 2025, "Muon is scalable for LLM training").
 _MATRIX_SCALE = 0.2
 
 
 class Moments(NamedTuple):
-  """Of one tensor: running means of the gradients and of their squares.
+  """Of one tensor.
 
-  The latter are None for tensors whose steps are orthogonalized.
+  Attributes:
+    mean: running mean of the gradients.
+    square: that of their squares; None for tensors whose steps are orthogonalized.
+    log_factor: scalar, the logarithm of the factor of its rate; None if rates do not adapt.
   """
 
   mean: jax.Array
   square: jax.Array | None
+  log_factor: Any = None
+
+
+class Adaptation(NamedTuple):
+  """How a tensor's rate follows the angle between its gradients and their running mean.
+
+  Attributes:
+    gain: how fast: what is added to the logarithm at each step, for each unit of the cosine.
+    matrix_gain: likewise, of tensors whose steps are orthogonalized.
+    alignment: the cosine at which the rate stays.
+  """
+
+  gain: chex.Numeric
+  matrix_gain: chex.Numeric
+  alignment: chex.Numeric
 
 
 class Rates(NamedTuple):
@@ -39,6 +60,7 @@ class Rates(NamedTuple):
     epsilon: its epsilon.
     matrix: learning rate of the tensors whose steps are orthogonalized, if there are any.
     matrix_decay: of their running means.
+    adaptation: of each tensor's own factor, if there is one.
   """
 
   step: jax.Array
@@ -47,6 +69,7 @@ class Rates(NamedTuple):
   epsilon: float
   matrix: Any = None
   matrix_decay: Any = None
+  adaptation: Adaptation | None = None
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -69,18 +92,31 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
   return rows, math.prod(shape) // rows
 
 
-def init_moments(params: Any, dtype: np.dtype, *, orthogonal: bool) -> Any:
-  """The params' tree, with the `Moments` of a tensor in its place; with two only if it needs them.
+def init_moments(
+  params: Any, dtype: np.dtype, *, orthogonal: bool = False, adapts: bool = False
+) -> Any:
+  """The params' tree, with the `Moments` of a tensor in its place, which are as few as can be.
 
-  >>> moments = init_moments({"w": np.ones((2, 3)), "b": np.ones(3)}, np.float32, orthogonal=True)
-  >>> moments["w"].square is None, moments["b"].square.tolist()
-  (True, [0.0, 0.0, 0.0])
+  Args:
+    params: any pytree.
+    dtype: of the moments.
+    orthogonal: whether the steps of matrices are orthogonalized.
+    adapts: whether each tensor has a factor of its own, one at the start.
+
+  Example:
+    >>> moments = init_moments({"w": np.ones((2, 3)), "b": np.ones(3)}, np.float32, orthogonal=True)
+    >>> moments["w"].square is None, moments["b"].square.tolist()
+    (True, [0.0, 0.0, 0.0])
   """
   _coordinates.count(params)
 
   def zeros(leaf):
     mean, square = (jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2))
-    return Moments(mean, None if orthogonal and matrix_shape(jnp.shape(leaf)) else square)
+    return Moments(
+      mean,
+      None if orthogonal and matrix_shape(jnp.shape(leaf)) else square,
+      jnp.zeros((), dtype) if adapts else None,
+    )
 
   return jax.tree.map(zeros, params)
 
@@ -116,32 +152,53 @@ def _update_tensor(
   grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
   # Not by what the moments lack, which is no attribute in the states that Flax's NNX makes of them.
   shape = None if rates.matrix is None else matrix_shape(grad.shape)
+  log_factor = None
+  if rates.adaptation is not None:
+    gain = rates.adaptation.gain if shape is None else rates.adaptation.matrix_gain
+    by = gain * (_cosine(grad, moments.mean) - rates.adaptation.alignment)
+    bound = math.log(_LARGEST_FACTOR)
+    log_factor = jnp.clip(moments.log_factor + by, -bound, bound)
   if shape is not None:
-    step, moments = _muon(rates, grad, moments.mean, shape)
+    step, mean = _muon(rates, grad, moments.mean, shape)
+    square = None
   else:
-    step, moments = _adam(rates, grad, moments.mean, moments.square)
-  return step.astype(jnp.result_type(like)), moments
+    step, mean, square = _adam(rates, grad, moments.mean, moments.square)
+  if log_factor is not None:
+    step *= jnp.exp(log_factor)
+  return step.astype(jnp.result_type(like)), Moments(mean, square, log_factor)
 
 
-def _adam(rates: Rates, grad: jax.Array, mean: jax.Array, square: Any) -> tuple[jax.Array, Moments]:
+def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Of the angle between two tensors; zero if one of them is.
+
+  >>> [float(_cosine(jnp.array([0.0, 2.0]), jnp.array(b))) for b in ([0.0, -3.0], [0.0, 0.0])]
+  [-1.0, 0.0]
+  """
+  norms = jnp.sqrt(jnp.sum(jnp.square(a))) * jnp.sqrt(jnp.sum(jnp.square(b)))
+  return jnp.where(norms > 0, jnp.sum(a * b) / jnp.where(norms > 0, norms, 1.0), 0.0)
+
+
+def _adam(
+  rates: Rates, grad: jax.Array, mean: jax.Array, square: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   beta_1, beta_2 = (jnp.asarray(beta, grad.dtype) for beta in rates.decays)
   count = (rates.step + 1).astype(grad.dtype)
   rate, bias = rates.adam / (1 - beta_1**count), 1 - beta_2**count
   mean = beta_1 * mean + (1 - beta_1) * grad
   square = beta_2 * square + (1 - beta_2) * jnp.square(grad)
   step = -rate * mean / (rates.epsilon + jnp.sqrt(square / bias + 1e-10))
-  return step, Moments(mean, square)
+  return step, mean, square
 
 
 def _muon(
   rates: Rates, grad: jax.Array, mean: jax.Array, shape: tuple[int, int]
-) -> tuple[jax.Array, Moments]:
+) -> tuple[jax.Array, jax.Array]:
   decay = rates.matrix_decay
   mean = decay * mean + (1 - decay) * grad
   direction = decay * mean + (1 - decay) * grad
   scale = rates.matrix * _MATRIX_SCALE * math.sqrt(max(shape))
   step = -scale * _orthogonal.orthogonalize(direction.reshape(shape))
-  return step.reshape(grad.shape), Moments(mean, None)
+  return step.reshape(grad.shape), mean
 
 
 def _check(grads: Any, params: Any, moments: Any) -> tuple[list[Any], Any, list[Moments]]:

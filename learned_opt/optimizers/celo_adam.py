@@ -101,7 +101,7 @@ def _celo_adam(
     dtype = scheduler["lstm"]["bias"].dtype
 
     def init_fn(params):
-      tensors = _muon.init_moments(params, dtype, orthogonal=False)
+      tensors = _muon.init_moments(params, dtype)
       return CeloAdamState(jnp.zeros((), jnp.int32), tensors, _scheduler.init_schedule(scheduler))
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):

@@ -1,4 +1,4 @@
-"""Muon whose learning rates, decays and schedule are learned: six numbers."""
+"""Muon whose learning rates, decays, schedule and adaptation are learned: nine numbers."""
 
 import functools
 import math
@@ -15,13 +15,16 @@ from learned_opt.optimizers import _muon, _scheduler
 
 _EPSILON = 1e-8
 
+# What is learned of the alignment, so that noise of the same size suits all meta-params.
+_ALIGNMENT_UNITS = 10.0
+
 
 class LearnedMuonState(NamedTuple):
   """Optimizer state.
 
   Attributes:
     step: int32 scalar, the number of updates so far.
-    tensors: the params' tree, with the running means of a tensor in its place.
+    tensors: the params' tree, with the running means of a tensor and its factor in its place.
   """
 
   step: jax.Array
@@ -33,13 +36,15 @@ def learned_muon(
   rate: float = 0.01,
   matrix_decay: float = 0.95,
   decays: tuple[float, float] = (0.9, 0.999),
+  gains: tuple[float, float] = (0.02, 0.02),
+  alignment: float = 0.03,
   num_steps: int | None = None,
 ) -> LearnedOptimizer:
-  """Muon for matrices and Adam for all else, with one schedule: what is chosen by hand is learned.
+  """Muon for matrices, Adam for all else, and rates that adapt: what is chosen by hand is learned.
 
   The steps of matrices are
 
-      update = -r_matrix(t) 0.2 sqrt(max(rows, columns)) orthogonal(b M + (1 - b) g),
+      update = -f_t r_matrix(t) 0.2 sqrt(max(rows, columns)) orthogonal(b M + (1 - b) g),
 
   with gradients g, their running mean M with decay b, and five Newton-Schulz steps. Kernels of
   convolutions and of attention, tensors with three or four axes, are taken for matrices: those with
@@ -49,30 +54,42 @@ def learned_muon(
 
       r(t) = r (1 + cos(pi (1 - (1 - t / num_steps)^p))) / 2.
 
-  Learned are the logarithms of both rates and of p, and the logits of the three decays, which
-  evolution strategies can find, as their noise has only six dimensions.
+  Each tensor has a factor f of its own, which grows for as long as its gradients point where they
+  pointed before, and shrinks where they turn back or are noise:
+
+      log f_t = log f_{t-1} + gain (cos(g_t, M_{t-1}) - alignment),  1 / 100 <= f <= 100.
+
+  Learned are the logarithms of both rates, of both gains and of p, the logits of the three decays,
+  and ten times the alignment, which evolution strategies can find, as their noise has only nine
+  dimensions.
 
   Source: Jordan et al. (2024), "Muon"; the factor 0.2 sqrt(...) is that of Liu et al. (2025), "Muon
-  is scalable for LLM training". That hyperparameters are learned on many tasks, as in Metz et al.
-  (2020), "Using a thousand optimization tasks to learn hyperparameter search strategies".
+  is scalable for LLM training". Rates that follow the sign of products of successive gradients are
+  those of Jacobs (1988), "Increased rates of convergence through learning rate adaptation"; that
+  they follow the products is from Baydin et al. (2018), "Online learning rate adaptation with
+  hypergradient descent"; the cosine, the threshold and a factor a tensor are ours. That
+  hyperparameters are learned on many tasks, as in Metz et al. (2020), "Using a thousand
+  optimization tasks to learn hyperparameter search strategies".
 
   Args:
     matrix_rate: learning rate of matrices where meta-training starts.
     rate: that of all else.
     matrix_decay: b there.
     decays: Adam's beta_1 and beta_2 there.
+    gains: those of matrices and of all else there.
+    alignment: the cosine at which rates stay there.
     num_steps: how many steps the schedule takes; None if each update is told.
 
   Returns:
     The architecture. Its meta-params are ``{"log_rates": [2], "decay_logits": [3], "log_power":
-    []}``, matrices first, float32, the same for all keys. Its transformations keep one array of the
-    size of the params for matrices and two for all else, compute in the dtype of the meta-params,
-    and give updates of the params' dtypes. They take ``num_steps=n`` in each update, which goes
-    before the factory's.
+    [], "log_gains": [2], "alignment": []}``, matrices first, float32, the same for all keys. Its
+    transformations keep one array of the size of the params for matrices and two for all else, and
+    a number a tensor, compute in the dtype of the meta-params, and give updates of the params'
+    dtypes. They take ``num_steps=n`` in each update, which goes before the factory's.
 
   Raises:
-    ValueError: if a rate is not positive and finite, a decay is not between 0 and 1, or `num_steps`
-      is not positive.
+    ValueError: if a rate or a gain is not positive and finite, a decay is not between 0 and 1, the
+      alignment not between -1 and 1, or `num_steps` is not positive.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -84,17 +101,24 @@ def learned_muon(
     >>> {name: f"{leaf.min():.4f}" for name, leaf in updates.items()}
     {'b': '-0.0100', 'w': '-0.0063'}
   """
-  for name, value in (("matrix_rate", matrix_rate), ("rate", rate)):
-    if not (math.isfinite(value) and value > 0):
-      raise ValueError(f"{name} must be positive and finite, got {value}")
+  for name, values in (("matrix_rate", (matrix_rate,)), ("rate", (rate,)), ("gains", gains)):
+    if not all(math.isfinite(value) and value > 0 for value in values):
+      raise ValueError(f"{name} must be positive and finite, got {', '.join(map(str, values))}")
+  if len(gains) != 2:
+    raise ValueError(f"gains must be two, of matrices and of all else, got {gains}")
+  if not -1 < alignment < 1:
+    raise ValueError(f"alignment must be between -1 and 1, got {alignment}")
   all_decays = (matrix_decay, *decays)
   if len(all_decays) != 3 or not all(0 < decay < 1 for decay in all_decays):
     raise ValueError(
       f"matrix_decay and the two decays must be between 0 and 1, got {matrix_decay} and {decays}"
     )
   return _learned_muon(
-    *(float(matrix_rate), float(rate), *map(float, all_decays)),
-    num_steps=_scheduler.check_num_steps(num_steps),
+    *(float(matrix_rate), float(rate)),
+    tuple(map(float, all_decays)),
+    tuple(map(float, gains)),
+    float(alignment),
+    _scheduler.check_num_steps(num_steps),
   )
 
 
@@ -103,7 +127,9 @@ def learned_muon(
 def _learned_muon(
   matrix_rate: float,
   rate: float,
-  *all_decays: float,
+  all_decays: tuple[float, ...],
+  gains: tuple[float, ...],
+  alignment: float,
   num_steps: int | None,
 ) -> LearnedOptimizer:
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
@@ -113,6 +139,8 @@ def _learned_muon(
       "log_rates": jnp.log(jnp.array([matrix_rate, rate], jnp.float32)),
       "decay_logits": jnp.array(logits, jnp.float32),
       "log_power": jnp.zeros((), jnp.float32),
+      "log_gains": jnp.log(jnp.array(gains, jnp.float32)),
+      "alignment": jnp.array(_ALIGNMENT_UNITS * alignment, jnp.float32),
     }
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
@@ -120,7 +148,7 @@ def _learned_muon(
     dtype = log_power.dtype
 
     def init_fn(params):
-      tensors = _muon.init_moments(params, dtype, orthogonal=True)
+      tensors = _muon.init_moments(params, dtype, orthogonal=True, adapts=True)
       return LearnedMuonState(jnp.zeros((), jnp.int32), tensors)
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
@@ -129,7 +157,11 @@ def _learned_muon(
       factor = _scheduler.cosine_decay(state.step, planned, jnp.exp(log_power))
       matrix, adam = factor * jnp.exp(meta_params["log_rates"])
       matrix_decay, beta_1, beta_2 = jax.nn.sigmoid(meta_params["decay_logits"])
-      rates = _muon.Rates(state.step, adam, (beta_1, beta_2), _EPSILON, matrix, matrix_decay)
+      matrix_gain, gain = jnp.exp(meta_params["log_gains"])
+      adaptation = _muon.Adaptation(gain, matrix_gain, meta_params["alignment"] / _ALIGNMENT_UNITS)
+      rates = _muon.Rates(
+        state.step, adam, (beta_1, beta_2), _EPSILON, matrix, matrix_decay, adaptation
+      )
       updates, tensors = _muon.update_tree(updates, state.tensors, params, rates)
       return updates, LearnedMuonState(state.step + 1, tensors)
 
@@ -141,6 +173,8 @@ def _learned_muon(
     rate=rate,
     matrix_decay=matrix_decay,
     decays=tuple(decays),
+    gains=gains,
+    alignment=alignment,
     num_steps=num_steps,
   )
   return LearnedOptimizer(init, optimizer, "learned_muon", config)
