@@ -114,7 +114,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
         chosen.unroll_length,
         chosen.horizons,
         chosen.num_particles,
-        meta_losses.mean_log_above(1e-2, rising_over=chosen.horizons[1] // 2),
+        meta_losses.mean_log_above(1e-4, rising_over=chosen.horizons[1] // 2),
         sigma=0.2,
         difference=1.0,
       )
@@ -138,7 +138,7 @@ def recipe(size: SizeName, seed: int) -> runs.Recipe:
       ),
       "estimator": (
         f"es_single, {chosen.unroll_length} of {chosen.horizons[0]} to {chosen.horizons[1]} steps, "
-        f"{chosen.num_particles} particles a family, sigma 0.2, mean log loss above 0.01, late "
+        f"{chosen.num_particles} particles a family, sigma 0.2, mean log loss above 1e-4, late "
         "steps more"
       ),
     },

@@ -250,6 +250,14 @@ def _schedule_size(num_inputs, size):
   return 2 * (num_inputs + 1) * size + 2 * size + (2 * size + 1) * 4 * size + size + 1
 
 
+_LEARNED_MUON = dataclasses.replace(
+  tensorwise(lambda: optimizers.learned_muon(num_steps=20), num_meta_params=6),
+  reads_params=False,
+  random_init=False,
+  # The rates of random meta-params are about 1.
+  scale=1e-2,
+)
+
 OPTIMIZERS = {
   "adafac_mlp": tensorwise(optimizers.adafac_mlp, num_meta_params=197),
   "celo": tensorwise(
@@ -285,12 +293,11 @@ OPTIMIZERS = {
     ),
     reads_params=False,
   ),
-  "learned_muon": dataclasses.replace(
-    tensorwise(lambda: optimizers.learned_muon(num_steps=20), num_meta_params=9),
-    reads_params=False,
-    random_init=False,
-    # The rates of random meta-params are about 1.
-    scale=1e-2,
+  "learned_muon": _LEARNED_MUON,
+  "learned_muon_with_gains": dataclasses.replace(
+    _LEARNED_MUON,
+    make=lambda: optimizers.learned_muon(num_steps=20, gains=(4.0, 4.0)),
+    num_meta_params=9,
   ),
   "learned_sgd": OptimizerCase(
     optimizers.learned_sgd,

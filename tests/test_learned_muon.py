@@ -1,4 +1,4 @@
-"""Learned Muon: each of its nine numbers does what it says.
+"""Learned Muon: each of its numbers does what it says.
 
 What every architecture promises is tested in test_optimizers.py and test_optax.py.
 """
@@ -15,13 +15,7 @@ import learned_opt
 from learned_opt import estimators, meta_losses, meta_train, optimizees, optimizers
 from learned_opt.optimizers._orthogonal import orthogonalize
 
-RATES = {
-  "matrix_rate": 0.03,
-  "rate": 0.02,
-  "matrix_decay": 0.8,
-  "decays": (0.7, 0.9),
-  "gains": (1e-12, 1e-12),  # but where adaptation is tested
-}
+RATES = {"matrix_rate": 0.03, "rate": 0.02, "matrix_decay": 0.8, "decays": (0.7, 0.9)}
 
 
 def start_of(architecture):
@@ -53,9 +47,10 @@ def test_its_meta_params_are_where_it_starts():
   decays = jax.nn.sigmoid(meta_params["decay_logits"])
   np.testing.assert_allclose(decays, [0.8, 0.7, 0.9], rtol=1e-6)
   assert meta_params["log_power"] == 0
-  np.testing.assert_allclose(np.exp(meta_params["log_gains"]), [1e-12, 1e-12], rtol=1e-5)
-  start = start_of(optimizers.learned_muon(alignment=-0.2))
-  np.testing.assert_allclose(start["alignment"], -2.0, rtol=1e-6)
+  assert "log_gains" not in meta_params
+  adapts = start_of(optimizers.learned_muon(**RATES, gains=(4.0, 2.0), memory=0.9))
+  np.testing.assert_allclose(np.exp(adapts["log_gains"]), [4.0, 2.0], rtol=1e-6)
+  np.testing.assert_allclose(jax.nn.sigmoid(adapts["memory_logit"]), 0.9, rtol=1e-6)
 
 
 def test_matrices_get_orthogonal_steps():
@@ -111,30 +106,57 @@ def test_the_schedule_is_a_bent_cosine(power):
 @pytest.mark.parametrize("shape", [(3,), (3, 2)])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_rates_follow_the_cosine_of_gradients_and_their_mean(shape, sign):
-  """The gain is that of the kind of the tensor, and each tensor has a factor of its own."""
+  """With the gain of the kind of a tensor, and for each tensor by itself."""
   (grad,), (other,) = draw(shape, number=2)
   grads = [[grad, other], [sign * grad, other], [grad, other]]
-  gains = {(3,): (1e-12, 0.5), (3, 2): (0.5, 1e-12)}[shape]
-  plain, _ = updates_of(grads, alignment=0.1)
-  found, state = updates_of(grads, alignment=0.1, gains=gains)
+  gains = {(3,): (1e-12, 2.0), (3, 2): (2.0, 1e-12)}[shape]
+  plain, _ = updates_of(grads)
+  found, state = updates_of(grads, gains=gains, memory=0.6)
   decay = 0.7 if shape == (3,) else 0.8
-  # The mean after the second gradient, in units of the first: of its sign is the third's cosine.
-  turned = np.sign(decay * (1 - decay) + sign * (1 - decay))
-  logs = 0.5 * np.cumsum([0.0 - 0.1, sign - 0.1, turned - 0.1])
-  for one, without, log in zip(found, plain, logs, strict=True):
-    np.testing.assert_allclose(one[0], math.exp(log) * without[0], rtol=1e-5)
-  np.testing.assert_allclose(state.tensors[0].log_factor, logs[-1], rtol=1e-5)
-  np.testing.assert_allclose(state.tensors[1].log_factor, 0.5 * (0.0 + 1.0 + 1.0 - 0.3), rtol=1e-5)
+  # Of the third gradient and the mean of the other two.
+  last = np.sign(decay + sign)
+  alignments = [0.0, 0.4 * sign, 0.6 * 0.4 * sign + 0.4 * last]
+  for one, without, alignment in zip(found, plain, alignments, strict=True):
+    np.testing.assert_allclose(one[0], math.exp(2 * alignment) * without[0], rtol=1e-5)
+  np.testing.assert_allclose(state.tensors[0].alignment, alignments[-1], rtol=1e-5)
+  np.testing.assert_allclose(state.tensors[1].alignment, 0.6 * 0.4 + 0.4, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("alignment", "factor"), [(-0.5, 100.0), (0.5, 0.01)])
-def test_factors_are_bounded(alignment, factor):
-  """Gradients of zero have no direction: their cosine is zero."""
-  grads = [[jnp.zeros(3), jnp.zeros((3, 2))]] * 4
-  found, state = updates_of(grads, gains=(10.0, 10.0), alignment=alignment)
-  for moments in state.tensors:
-    np.testing.assert_allclose(np.exp(moments.log_factor), factor, rtol=1e-5)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_factors_are_bounded(sign):
+  """By a hundred, either way."""
+  (grad,), _ = draw((3,), number=2)
+  grads = [[grad], [sign * grad]]
+  plain, _ = updates_of(grads)
+  found, _ = updates_of(grads, gains=(100.0, 100.0), memory=0.1)
+  np.testing.assert_allclose(found[1][0], 100.0**sign * plain[1][0], rtol=1e-4)
+
+
+def test_gradients_of_zero_have_no_direction():
+  grads = [[jnp.zeros(3), jnp.zeros((3, 2))]] * 3
+  found, state = updates_of(grads, gains=(4.0, 4.0))
+  assert [float(moments.alignment) for moments in state.tensors] == [0.0, 0.0]
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+
+
+def test_the_first_step_has_derivatives():
+  """Where there is no running mean yet, of which the angle would be taken."""
+  architecture = optimizers.learned_muon(num_steps=10, gains=(4.0, 4.0))
+  params = {"w": jnp.ones((3, 2)), "b": jnp.ones(3)}
+
+  @jax.jit
+  def meta_grads(meta_params):
+    def total(meta_params):
+      tx = architecture.optimizer(meta_params)
+      updates, state = tx.update(params, tx.init(params))
+      updates, _ = tx.update(updates, state)
+      return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(updates))
+
+    return jax.grad(total)(meta_params)
+
+  found = meta_grads(start_of(architecture))
+  assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
+  assert np.all(found["log_gains"] != 0)
 
 
 def test_evolution_strategies_find_a_rate(key):
@@ -157,8 +179,8 @@ def test_what_is_wrong_is_named():
     ({"matrix_rate": 0.0}, "matrix_rate must be positive and finite, got 0.0"),
     ({"rate": math.inf}, "rate must be positive and finite, got inf"),
     ({"gains": (0.0, 0.1)}, "gains must be positive and finite, got 0.0, 0.1"),
-    ({"gains": (0.1,)}, r"gains must be two, of matrices and of all else, got \(0.1,\)"),
-    ({"alignment": 1.0}, "alignment must be between -1 and 1, got 1.0"),
+    ({"gains": (0.1,)}, r"gains must be two, of matrices and of all else, or None, got \(0.1,\)"),
+    ({"memory": 1.0}, "memory must be between 0 and 1, got 1.0"),
     ({"matrix_decay": 1.0}, "must be between 0 and 1, got 1.0 and"),
     ({"decays": (0.9, 0.0)}, "must be between 0 and 1, got 0.95 and"),
     ({"num_steps": 0}, "num_steps must be at least 1, got 0"),

@@ -28,26 +28,27 @@ class Moments(NamedTuple):
   Attributes:
     mean: running mean of the gradients.
     square: that of their squares; None for tensors whose steps are orthogonalized.
-    log_factor: scalar, the logarithm of the factor of its rate; None if rates do not adapt.
+    alignment: scalar, running mean of the cosine of the gradients and `mean`; None if rates do not
+      adapt.
   """
 
   mean: jax.Array
   square: jax.Array | None
-  log_factor: Any = None
+  alignment: Any = None
 
 
 class Adaptation(NamedTuple):
   """How a tensor's rate follows the angle between its gradients and their running mean.
 
   Attributes:
-    gain: how fast: what is added to the logarithm at each step, for each unit of the cosine.
+    gain: the logarithm of the factor of its rate where the two are parallel.
     matrix_gain: likewise, of tensors whose steps are orthogonalized.
-    alignment: the cosine at which the rate stays.
+    decay: of the running mean of the cosine.
   """
 
   gain: chex.Numeric
   matrix_gain: chex.Numeric
-  alignment: chex.Numeric
+  decay: chex.Numeric
 
 
 class Rates(NamedTuple):
@@ -101,7 +102,7 @@ def init_moments(
     params: any pytree.
     dtype: of the moments.
     orthogonal: whether the steps of matrices are orthogonalized.
-    adapts: whether each tensor has a factor of its own, one at the start.
+    adapts: whether the rate of each tensor follows its gradients.
 
   Example:
     >>> moments = init_moments({"w": np.ones((2, 3)), "b": np.ones(3)}, np.float32, orthogonal=True)
@@ -152,20 +153,20 @@ def _update_tensor(
   grad = jnp.clip(jnp.asarray(grad, dtype), -_MAX_GRADIENT, _MAX_GRADIENT)
   # Not by what the moments lack, which is no attribute in the states that Flax's NNX makes of them.
   shape = None if rates.matrix is None else matrix_shape(grad.shape)
-  log_factor = None
+  alignment: Any = None
   if rates.adaptation is not None:
-    gain = rates.adaptation.gain if shape is None else rates.adaptation.matrix_gain
-    by = gain * (_cosine(grad, moments.mean) - rates.adaptation.alignment)
-    bound = math.log(_LARGEST_FACTOR)
-    log_factor = jnp.clip(moments.log_factor + by, -bound, bound)
+    decay = rates.adaptation.decay
+    alignment = decay * moments.alignment + (1 - decay) * _cosine(grad, moments.mean)
   if shape is not None:
     step, mean = _muon(rates, grad, moments.mean, shape)
     square = None
   else:
     step, mean, square = _adam(rates, grad, moments.mean, moments.square)
-  if log_factor is not None:
-    step *= jnp.exp(log_factor)
-  return step.astype(jnp.result_type(like)), Moments(mean, square, log_factor)
+  if rates.adaptation is not None:
+    gain = rates.adaptation.gain if shape is None else rates.adaptation.matrix_gain
+    bound = math.log(_LARGEST_FACTOR)
+    step *= jnp.exp(jnp.clip(gain * alignment, -bound, bound))
+  return step.astype(jnp.result_type(like)), Moments(mean, square, alignment)
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -174,8 +175,11 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
   >>> [float(_cosine(jnp.array([0.0, 2.0]), jnp.array(b))) for b in ([0.0, -3.0], [0.0, 0.0])]
   [-1.0, 0.0]
   """
-  norms = jnp.sqrt(jnp.sum(jnp.square(a))) * jnp.sqrt(jnp.sum(jnp.square(b)))
-  return jnp.where(norms > 0, jnp.sum(a * b) / jnp.where(norms > 0, norms, 1.0), 0.0)
+  squares = jnp.sum(jnp.square(a)), jnp.sum(jnp.square(b))
+  nonzero = (squares[0] > 0) & (squares[1] > 0)
+  # One for zero before the root, whose derivative there is infinite.
+  norm_a, norm_b = (jnp.sqrt(jnp.where(nonzero, one, 1.0)) for one in squares)
+  return jnp.where(nonzero, jnp.sum(a * b) / norm_a / norm_b, 0.0)
 
 
 def _adam(

@@ -1,4 +1,4 @@
-"""Muon whose learning rates, decays, schedule and adaptation are learned: nine numbers."""
+"""Muon whose learning rates, decays, schedule and adaptation are learned: six or nine numbers."""
 
 import functools
 import math
@@ -15,16 +15,13 @@ from learned_opt.optimizers import _muon, _scheduler
 
 _EPSILON = 1e-8
 
-# What is learned of the alignment, so that noise of the same size suits all meta-params.
-_ALIGNMENT_UNITS = 10.0
-
 
 class LearnedMuonState(NamedTuple):
   """Optimizer state.
 
   Attributes:
     step: int32 scalar, the number of updates so far.
-    tensors: the params' tree, with the running means of a tensor and its factor in its place.
+    tensors: the params' tree, with the running means of a tensor in its place.
   """
 
   step: jax.Array
@@ -36,8 +33,8 @@ def learned_muon(
   rate: float = 0.01,
   matrix_decay: float = 0.95,
   decays: tuple[float, float] = (0.9, 0.999),
-  gains: tuple[float, float] = (0.02, 0.02),
-  alignment: float = 0.03,
+  gains: tuple[float, float] | None = None,
+  memory: float = 0.99,
   num_steps: int | None = None,
 ) -> LearnedOptimizer:
   """Muon for matrices, Adam for all else, and rates that adapt: what is chosen by hand is learned.
@@ -54,42 +51,44 @@ def learned_muon(
 
       r(t) = r (1 + cos(pi (1 - (1 - t / num_steps)^p))) / 2.
 
-  Each tensor has a factor f of its own, which grows for as long as its gradients point where they
-  pointed before, and shrinks where they turn back or are noise:
+  Without `gains`, the factors f_t are one. With them, each tensor has its own, which is large for
+  as long as its gradients point where they pointed before, and falls back to one where they are
+  noise, and below it where they turn back:
 
-      log f_t = log f_{t-1} + gain (cos(g_t, M_{t-1}) - alignment),  1 / 100 <= f <= 100.
+      f_t = exp(gain a_t),  a_t = memory a_{t-1} + (1 - memory) cos(g_t, M_{t-1}),
 
-  Learned are the logarithms of both rates, of both gains and of p, the logits of the three decays,
-  and ten times the alignment, which evolution strategies can find, as their noise has only nine
-  dimensions.
+  between 1 / 100 and 100. Learned are the logarithms of both rates, of p and of both gains, and the
+  logits of the decays and of the memory, which evolution strategies can find, as their noise has
+  only six dimensions, or nine.
 
   Source: Jordan et al. (2024), "Muon"; the factor 0.2 sqrt(...) is that of Liu et al. (2025), "Muon
   is scalable for LLM training". Rates that follow the sign of products of successive gradients are
   those of Jacobs (1988), "Increased rates of convergence through learning rate adaptation"; that
   they follow the products is from Baydin et al. (2018), "Online learning rate adaptation with
-  hypergradient descent"; the cosine, the threshold and a factor a tensor are ours. That
-  hyperparameters are learned on many tasks, as in Metz et al. (2020), "Using a thousand
-  optimization tasks to learn hyperparameter search strategies".
+  hypergradient descent"; a factor that forgets, of the cosine, is ours. That hyperparameters are
+  learned on many tasks, as in Metz et al. (2020), "Using a thousand optimization tasks to learn
+  hyperparameter search strategies".
 
   Args:
     matrix_rate: learning rate of matrices where meta-training starts.
     rate: that of all else.
     matrix_decay: b there.
     decays: Adam's beta_1 and beta_2 there.
-    gains: those of matrices and of all else there.
-    alignment: the cosine at which rates stay there.
+    gains: those of matrices and of all else there; None for rates that do not adapt.
+    memory: of the running mean of the cosine there.
     num_steps: how many steps the schedule takes; None if each update is told.
 
   Returns:
     The architecture. Its meta-params are ``{"log_rates": [2], "decay_logits": [3], "log_power":
-    [], "log_gains": [2], "alignment": []}``, matrices first, float32, the same for all keys. Its
-    transformations keep one array of the size of the params for matrices and two for all else, and
-    a number a tensor, compute in the dtype of the meta-params, and give updates of the params'
-    dtypes. They take ``num_steps=n`` in each update, which goes before the factory's.
+    []}``, with gains also ``{"log_gains": [2], "memory_logit": []}``, matrices first, float32, the
+    same for all keys. Its transformations keep one array of the size of the params for matrices and
+    two for all else, with gains also a number a tensor, compute in the dtype of the meta-params,
+    and give updates of the params' dtypes. They take ``num_steps=n`` in each update, which goes
+    before the factory's.
 
   Raises:
-    ValueError: if a rate or a gain is not positive and finite, a decay is not between 0 and 1, the
-      alignment not between -1 and 1, or `num_steps` is not positive.
+    ValueError: if a rate or a gain is not positive and finite, a decay or the memory is not between
+      0 and 1, or `num_steps` is not positive.
 
   Example:
     >>> import jax, jax.numpy as jnp
@@ -101,13 +100,13 @@ def learned_muon(
     >>> {name: f"{leaf.min():.4f}" for name, leaf in updates.items()}
     {'b': '-0.0100', 'w': '-0.0063'}
   """
-  for name, values in (("matrix_rate", (matrix_rate,)), ("rate", (rate,)), ("gains", gains)):
+  for name, values in (("matrix_rate", (matrix_rate,)), ("rate", (rate,)), ("gains", gains or ())):
     if not all(math.isfinite(value) and value > 0 for value in values):
       raise ValueError(f"{name} must be positive and finite, got {', '.join(map(str, values))}")
-  if len(gains) != 2:
-    raise ValueError(f"gains must be two, of matrices and of all else, got {gains}")
-  if not -1 < alignment < 1:
-    raise ValueError(f"alignment must be between -1 and 1, got {alignment}")
+  if gains is not None and len(gains) != 2:
+    raise ValueError(f"gains must be two, of matrices and of all else, or None, got {gains}")
+  if not 0 < memory < 1:
+    raise ValueError(f"memory must be between 0 and 1, got {memory}")
   all_decays = (matrix_decay, *decays)
   if len(all_decays) != 3 or not all(0 < decay < 1 for decay in all_decays):
     raise ValueError(
@@ -116,8 +115,8 @@ def learned_muon(
   return _learned_muon(
     *(float(matrix_rate), float(rate)),
     tuple(map(float, all_decays)),
-    tuple(map(float, gains)),
-    float(alignment),
+    None if gains is None else tuple(map(float, gains)),
+    float(memory),
     _scheduler.check_num_steps(num_steps),
   )
 
@@ -128,27 +127,30 @@ def _learned_muon(
   matrix_rate: float,
   rate: float,
   all_decays: tuple[float, ...],
-  gains: tuple[float, ...],
-  alignment: float,
+  gains: tuple[float, ...] | None,
+  memory: float,
   num_steps: int | None,
 ) -> LearnedOptimizer:
   def init(key: chex.PRNGKey) -> chex.ArrayTree:
     del key
-    logits = [math.log(decay / (1 - decay)) for decay in all_decays]
-    return {
+    meta_params = {
       "log_rates": jnp.log(jnp.array([matrix_rate, rate], jnp.float32)),
-      "decay_logits": jnp.array(logits, jnp.float32),
+      "decay_logits": jnp.array([_logit(decay) for decay in all_decays], jnp.float32),
       "log_power": jnp.zeros((), jnp.float32),
-      "log_gains": jnp.log(jnp.array(gains, jnp.float32)),
-      "alignment": jnp.array(_ALIGNMENT_UNITS * alignment, jnp.float32),
     }
+    if gains is not None:
+      meta_params |= {
+        "log_gains": jnp.log(jnp.array(gains, jnp.float32)),
+        "memory_logit": jnp.array(_logit(memory), jnp.float32),
+      }
+    return meta_params
 
   def optimizer(meta_params) -> optax.GradientTransformationExtraArgs:
     log_power = meta_params["log_power"]
     dtype = log_power.dtype
 
     def init_fn(params):
-      tensors = _muon.init_moments(params, dtype, orthogonal=True, adapts=True)
+      tensors = _muon.init_moments(params, dtype, orthogonal=True, adapts=gains is not None)
       return LearnedMuonState(jnp.zeros((), jnp.int32), tensors)
 
     def update_fn(updates, state: Any, params: Any = None, **extra_args):
@@ -157,8 +159,11 @@ def _learned_muon(
       factor = _scheduler.cosine_decay(state.step, planned, jnp.exp(log_power))
       matrix, adam = factor * jnp.exp(meta_params["log_rates"])
       matrix_decay, beta_1, beta_2 = jax.nn.sigmoid(meta_params["decay_logits"])
-      matrix_gain, gain = jnp.exp(meta_params["log_gains"])
-      adaptation = _muon.Adaptation(gain, matrix_gain, meta_params["alignment"] / _ALIGNMENT_UNITS)
+      adaptation = None
+      if gains is not None:
+        matrix_gain, gain = jnp.exp(meta_params["log_gains"])
+        decay = jax.nn.sigmoid(meta_params["memory_logit"])
+        adaptation = _muon.Adaptation(gain, matrix_gain, decay)
       rates = _muon.Rates(
         state.step, adam, (beta_1, beta_2), _EPSILON, matrix, matrix_decay, adaptation
       )
@@ -174,7 +179,11 @@ def _learned_muon(
     matrix_decay=matrix_decay,
     decays=tuple(decays),
     gains=gains,
-    alignment=alignment,
+    memory=memory,
     num_steps=num_steps,
   )
   return LearnedOptimizer(init, optimizer, "learned_muon", config)
+
+
+def _logit(probability: float) -> float:
+  return math.log(probability / (1 - probability))
