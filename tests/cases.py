@@ -299,6 +299,11 @@ OPTIMIZERS = {
     make=lambda: optimizers.learned_muon(num_steps=20, gains=(4.0, 4.0)),
     num_meta_params=9,
   ),
+  "learned_muon_with_gains_and_averaging": dataclasses.replace(
+    _LEARNED_MUON,
+    make=lambda: optimizers.learned_muon(num_steps=20, gains=(4.0, 4.0), averaging=(0.8, 4.0)),
+    num_meta_params=11,
+  ),
   "learned_sgd": OptimizerCase(
     optimizers.learned_sgd,
     num_meta_params=1,

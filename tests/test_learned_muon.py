@@ -51,6 +51,10 @@ def test_its_meta_params_are_where_it_starts():
   adapts = start_of(optimizers.learned_muon(**RATES, gains=(4.0, 2.0), memory=0.9))
   np.testing.assert_allclose(np.exp(adapts["log_gains"]), [4.0, 2.0], rtol=1e-6)
   np.testing.assert_allclose(jax.nn.sigmoid(adapts["memory_logit"]), 0.9, rtol=1e-6)
+  assert "log_order" not in adapts
+  averages = start_of(optimizers.learned_muon(**RATES, averaging=(0.8, 4.0)))
+  np.testing.assert_allclose(jax.nn.sigmoid(averages["weight_logit"]), 0.8, rtol=1e-6)
+  np.testing.assert_allclose(np.exp(averages["log_order"]), 4.0, rtol=1e-6)
 
 
 def test_matrices_get_orthogonal_steps():
@@ -139,6 +143,31 @@ def test_gradients_of_zero_have_no_direction():
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
 
 
+def test_params_are_between_an_iterate_and_its_average():
+  """Of iterates that take the steps of the same gradients without averaging."""
+  grads = draw((3,), (3, 2), number=5)
+  plain, _ = updates_of(grads)
+  found, state = updates_of(grads, averaging=(0.8, 2.0))
+  for one, like in enumerate(grads[0]):
+    params, iterate, average = (np.zeros(like.shape) for _ in range(3))
+    for step in range(5):
+      params += found[step][one]
+      iterate += plain[step][one]
+      average += 2 / (step + 2) * (iterate - average)
+      np.testing.assert_allclose(params, 0.8 * average + 0.2 * iterate, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(state.tensors[one].offset, iterate - average, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_weighs_steps_by_a_power():
+  """With order 3 the iterate after step i counts i (i + 1)."""
+  grads = draw((3,), number=4)
+  plain, _ = updates_of(grads)
+  _, state = updates_of(grads, averaging=(0.8, 3.0))
+  iterates = np.cumsum([step[0] for step in plain], axis=0)
+  average = np.average(iterates, axis=0, weights=[i * (i + 1) for i in range(1, 5)])
+  np.testing.assert_allclose(state.tensors[0].offset, iterates[-1] - average, rtol=1e-4, atol=1e-6)
+
+
 def test_the_first_step_has_derivatives():
   """Where there is no running mean yet, of which the angle would be taken."""
   architecture = optimizers.learned_muon(num_steps=10, gains=(4.0, 4.0))
@@ -181,6 +210,9 @@ def test_what_is_wrong_is_named():
     ({"gains": (0.0, 0.1)}, "gains must be positive and finite, got 0.0, 0.1"),
     ({"gains": (0.1,)}, r"gains must be two, of matrices and of all else, or None, got \(0.1,\)"),
     ({"memory": 1.0}, "memory must be between 0 and 1, got 1.0"),
+    ({"averaging": (0.8,)}, r"averaging must be two, a weight and an order, or None, got \(0.8,\)"),
+    ({"averaging": (1.0, 4.0)}, "weight of averaging must be between 0 and 1, got 1.0"),
+    ({"averaging": (0.8, 0.0)}, "order of averaging must be positive and finite, got 0.0"),
     ({"matrix_decay": 1.0}, "must be between 0 and 1, got 1.0 and"),
     ({"decays": (0.9, 0.0)}, "must be between 0 and 1, got 0.95 and"),
     ({"num_steps": 0}, "num_steps must be at least 1, got 0"),

@@ -30,11 +30,13 @@ class Moments(NamedTuple):
     square: that of their squares; None for tensors whose steps are orthogonalized.
     alignment: scalar, running mean of the cosine of the gradients and `mean`; None if rates do not
       adapt.
+    offset: the iterate without averaging, minus the average; None if nothing is averaged.
   """
 
   mean: jax.Array
   square: jax.Array | None
   alignment: Any = None
+  offset: Any = None
 
 
 class Adaptation(NamedTuple):
@@ -51,6 +53,18 @@ class Adaptation(NamedTuple):
   decay: chex.Numeric
 
 
+class Averaging(NamedTuple):
+  """How the params are averaged along the way (Defazio et al. 2024, "The road less scheduled").
+
+  Attributes:
+    weight: of the average, the rest being that of the last iterate, where gradients are taken.
+    order: k, where the average gives step t a weight of about t^(k - 1).
+  """
+
+  weight: chex.Numeric
+  order: chex.Numeric
+
+
 class Rates(NamedTuple):
   """What decides the steps of all tensors: scalars, and the number of updates so far.
 
@@ -62,6 +76,7 @@ class Rates(NamedTuple):
     matrix: learning rate of the tensors whose steps are orthogonalized, if there are any.
     matrix_decay: of their running means.
     adaptation: of each tensor's own factor, if there is one.
+    averaging: of the params, if there is one.
   """
 
   step: jax.Array
@@ -71,6 +86,7 @@ class Rates(NamedTuple):
   matrix: Any = None
   matrix_decay: Any = None
   adaptation: Adaptation | None = None
+  averaging: Averaging | None = None
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -94,7 +110,12 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
 
 
 def init_moments(
-  params: Any, dtype: np.dtype, *, orthogonal: bool = False, adapts: bool = False
+  params: Any,
+  dtype: np.dtype,
+  *,
+  orthogonal: bool = False,
+  adapts: bool = False,
+  averages: bool = False,
 ) -> Any:
   """The params' tree, with the `Moments` of a tensor in its place, which are as few as can be.
 
@@ -103,6 +124,7 @@ def init_moments(
     dtype: of the moments.
     orthogonal: whether the steps of matrices are orthogonalized.
     adapts: whether the rate of each tensor follows its gradients.
+    averages: whether the params are averaged.
 
   Example:
     >>> moments = init_moments({"w": np.ones((2, 3)), "b": np.ones(3)}, np.float32, orthogonal=True)
@@ -112,11 +134,12 @@ def init_moments(
   _coordinates.count(params)
 
   def zeros(leaf):
-    mean, square = (jnp.zeros(jnp.shape(leaf), dtype) for _ in range(2))
+    mean, square, offset = (jnp.zeros(jnp.shape(leaf), dtype) for _ in range(3))
     return Moments(
       mean,
       None if orthogonal and matrix_shape(jnp.shape(leaf)) else square,
       jnp.zeros((), dtype) if adapts else None,
+      offset if averages else None,
     )
 
   return jax.tree.map(zeros, params)
@@ -166,7 +189,24 @@ def _update_tensor(
     gain = rates.adaptation.gain if shape is None else rates.adaptation.matrix_gain
     bound = math.log(_LARGEST_FACTOR)
     step *= jnp.exp(jnp.clip(gain * alignment, -bound, bound))
-  return step.astype(jnp.result_type(like)), Moments(mean, square, alignment)
+  offset: Any = None
+  if rates.averaging is not None:
+    step, offset = _average(rates.averaging, rates.step, step, moments.offset)
+  return step.astype(jnp.result_type(like)), Moments(mean, square, alignment, offset)
+
+
+def _average(
+  averaging: Averaging, count: jax.Array, step: jax.Array, offset: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """What the params do when the iterate z takes a step, and the next offset z - x.
+
+  The params are y = weight x + (1 - weight) z, with the average x, which moves towards z by the
+  share k / (t + k).
+  """
+  share = averaging.order / (count.astype(step.dtype) + averaging.order)
+  moved = offset + step
+  rest = (1 - share) * moved
+  return share * moved + (1 - averaging.weight) * (rest - offset), rest
 
 
 def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
