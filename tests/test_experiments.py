@@ -42,6 +42,18 @@ def test_runs_at_smoke_size(path, tmp_path, capsys):
   assert "adam" in capsys.readouterr().out
 
 
+def test_learned_muon_evolves_its_adaptive_variant(tmp_path):
+  out = tmp_path / "run"
+  import_file(FOLDER / "learned_muon.py").main(size="smoke", variant="adaptive", out=out)
+  card = learned_opt.load_artifact(out / "optimizer").card
+  assert card["meta_params"]["number"] == 11
+  assert card["recipe"]["description"]["command"].endswith(
+    "--variant adaptive --size smoke --seed 0"
+  )
+  results = json.loads((out / "full-images" / "evaluation.json").read_text())["results"]
+  assert set(results) == {"adaptive-muon", "adam"}
+
+
 @ALL
 def test_docstring_gives_command_and_expected_number(path):
   docstring = import_file(path).__doc__

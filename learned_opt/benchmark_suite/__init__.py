@@ -11,6 +11,8 @@ hand, which it skips and names. ``python -m learned_opt.benchmark_suite`` makes 
 from learned_opt.benchmark_suite._baselines import BASELINES as BASELINES
 from learned_opt.benchmark_suite._baselines import build as build
 from learned_opt.benchmark_suite._figure import suite_figure as suite_figure
+from learned_opt.benchmark_suite._race import Race as Race
+from learned_opt.benchmark_suite._race import race as race
 from learned_opt.benchmark_suite._report import Report as Report
 from learned_opt.benchmark_suite._report import TaskResult as TaskResult
 from learned_opt.benchmark_suite._suite import run as run

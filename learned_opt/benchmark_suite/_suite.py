@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from learned_opt import artifacts, optimizers
+from learned_opt import artifacts
 from learned_opt._arrays import Path
+from learned_opt._card import with_num_steps
 from learned_opt._costs import measure_costs
 from learned_opt.base import Optimizee
 from learned_opt.benchmark_suite import _baselines
@@ -131,10 +132,7 @@ def _for_steps(optimizer: Path | Candidate | ForSteps, name: str | None) -> ForS
   shown = name or (artifact.card["recipe"] or {}).get("name") or pathlib.Path(optimizer).name
 
   def for_steps(num_steps: int) -> Candidate:
-    config = dict(architecture.config or {})
-    told = architecture
-    if "num_steps" in config and architecture.name is not None:
-      told = getattr(optimizers, architecture.name)(**{**config, "num_steps": num_steps})
+    told = with_num_steps(architecture, num_steps)
     return Candidate.from_learned(shown, told, jax.tree.map(jnp.asarray, artifact.meta_params))
 
   return for_steps

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
   from learned_opt.comparisons import Comparison
   from learned_opt.curriculum import Curriculum
   from learned_opt.evaluate import Evaluation
+  from learned_opt.evolution import Evolution
+  from learned_opt.evolution import Recipe as EvolutionRecipe
   from learned_opt.runs import Recipe, Run
   from learned_opt.search import Search, Trial
 
@@ -204,6 +206,50 @@ def run_search(
     return _commands.run_search(
       trials, pathlib.Path(out), num_problems=num_problems, resume=resume, plots=plots
     )
+
+
+def run_evolution(
+  recipe: "EvolutionRecipe", out: str | os.PathLike[str], *, resume: bool = False
+) -> "Evolution":
+  """Evolves an optimizer with few numbers; prints how fast it is.
+
+  Args:
+    recipe: what to do; see `learned_opt.evolution.train`.
+    out: the folder of the evolution.
+    resume: whether to continue the evolution that is there.
+
+  Returns:
+    The evolution.
+
+  Raises:
+    SystemExit: as of `run_recipe`.
+
+  Example:
+    >>> import tempfile
+    >>> from learned_opt import cli, evolution, optimizees, optimizers
+    >>> from learned_opt.families import families
+    >>> problems = families(optimizees.quadratic(2))
+    >>> recipe = evolution.Recipe(
+    ...   "mine",
+    ...   optimizers.learned_muon(),
+    ...   problems,
+    ...   problems,
+    ...   num_steps=10,
+    ...   num_problems=2,
+    ...   num_generations=1,
+    ...   population_size=4,
+    ... )
+    >>> done = cli.run_evolution(recipe, tempfile.mkdtemp())
+    mine: on the problems of validation ... times as fast as tuned Adam, ...; the best of 1 ...
+    ...
+      state = tx.init(params)  # an optax.GradientTransformationExtraArgs
+  """
+  _check_extras()
+  from learned_opt.cli import _commands, _session
+
+  with _session.errors_in_one_line(), devices.use(devices.mesh()):
+    _session.use_compilation_cache()
+    return _commands.run_evolution(recipe, pathlib.Path(out), resume=resume)
 
 
 def evaluate_recipe(

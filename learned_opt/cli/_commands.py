@@ -17,6 +17,7 @@ from learned_opt import (
   comparisons,
   curriculum,
   evaluate,
+  evolution,
   runs,
   search,
 )
@@ -109,6 +110,16 @@ def run_search(
     _report.print_scores(done.scores)
   _report.print_run(done)
   _exit_if_interrupted(done)
+  return done
+
+
+def run_evolution(
+  recipe: evolution.Recipe, out: pathlib.Path, *, resume: bool
+) -> evolution.Evolution:
+  """Evolves with progress on stderr; see `learned_opt.cli.run_evolution`."""
+  with _report.Reporter() as reporter:
+    done = evolution.train(recipe, out, resume=resume, on_progress=reporter.say)
+  _report.print_evolution(recipe.name, done)
   return done
 
 

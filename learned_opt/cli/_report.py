@@ -18,6 +18,7 @@ from learned_opt.artifacts import Artifact
 from learned_opt.benchmarks import Report
 from learned_opt.curriculum import Curriculum
 from learned_opt.evaluate import Evaluation, Row
+from learned_opt.evolution import Evolution
 from learned_opt.meta_train import Progress
 from learned_opt.runs import Run
 from learned_opt.search import Search
@@ -197,6 +198,17 @@ def print_run(run: Run | Curriculum | Search) -> None:
   print_files(run.files)
   if run.optimizer is not None:
     print("\nto use it:\n", *loading_lines(run.optimizer), sep="\n  ")
+
+
+def print_evolution(name: str, done: Evolution) -> None:
+  """Prints how fast an evolved optimizer is, what was written and how to load it."""
+  first, best = (math.exp(-loss) for loss in (done.first_loss, done.best_loss))
+  print(
+    f"{name}: on the problems of validation {best:.3f} times as fast as tuned Adam, {first:.3f} at "
+    f"the start; the best of {len(done.history)} generations is number {done.best_generation}"
+  )
+  print_files(done.files)
+  print("\nto use it:\n", *loading_lines(done.optimizer), sep="\n  ")
 
 
 def print_files(paths: Iterable[pathlib.Path]) -> None:
