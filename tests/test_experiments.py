@@ -8,6 +8,8 @@ import re
 import pytest
 
 import learned_opt
+from learned_opt import optimizees
+from learned_opt.families import families
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 EXPERIMENTS = sorted(FOLDER.glob("*.py"))
@@ -42,14 +44,18 @@ def test_runs_at_smoke_size(path, tmp_path, capsys):
   assert "adam" in capsys.readouterr().out
 
 
-def test_learned_muon_evolves_its_adaptive_variant(tmp_path):
-  out = tmp_path / "run"
-  import_file(FOLDER / "learned_muon.py").main(size="smoke", variant="adaptive", out=out)
+def test_learned_muon_evolves_its_adaptive_variant(tmp_path, monkeypatch):
+  """On quadratics alone: the test of the plain variant runs the other families."""
+  learned_muon, out = import_file(FOLDER / "learned_muon.py"), tmp_path / "run"
+  quadratics = families(optimizees.quadratic(2))
+  monkeypatch.setattr(learned_muon, "_families", lambda size, split: quadratics)
+  learned_muon.main(size="smoke", variant="adaptive", out=out)
   card = learned_opt.load_artifact(out / "optimizer").card
   assert card["meta_params"]["number"] == 11
   assert card["recipe"]["description"]["command"].endswith(
     "--variant adaptive --size smoke --seed 0"
   )
+  assert [row["name"] for row in card["evaluation"]["rows"]] == ["adaptive-muon", "adam"]
   results = json.loads((out / "full-images" / "evaluation.json").read_text())["results"]
   assert set(results) == {"adaptive-muon", "adam"}
 
