@@ -203,7 +203,7 @@ def _average(
   The params are y = weight x + (1 - weight) z, with the average x, which moves towards z by the
   share k / (t + k).
   """
-  share = averaging.order / (count.astype(step.dtype) + averaging.order)
+  share: Any = averaging.order / (count.astype(step.dtype) + averaging.order)
   moved = offset + step
   rest = (1 - share) * moved
   return share * moved + (1 - averaging.weight) * (rest - offset), rest
