@@ -18,7 +18,7 @@ takes the one with eleven numbers, whose rates follow the gradients and whose pa
 and evolves it on the same families for what the suite measures: how many times as fast as tuned
 Adam it is.
 
-Expected: likewise, and on the suite a speed-up of at least 1.5 over tuned Adam and of 1.2 over
+Expected: likewise, and on the suite a speed-up of at least 1.3 over tuned Adam and of 1.1 over
 AdamW tuned with a cosine schedule.
 """
 
